@@ -1,0 +1,1 @@
+"""Text to vectors: backbone, pooling, tokenizer, snapshots."""

@@ -1,0 +1,1 @@
+"""Corpus to embeddings, index, neighbours: Ray, FAISS, search, mining, retrieval evaluation."""

@@ -1,0 +1,1 @@
+"""The front door: verbs, config composition, local supervision, quickstart."""

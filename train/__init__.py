@@ -1,0 +1,1 @@
+"""Pairs to encoder: collectives, loss, gradient cache, engines, checkpoints, the loop."""
