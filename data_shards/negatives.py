@@ -1,0 +1,260 @@
+"""The format of a negatives version: mined negatives for a stretch of the global order.
+
+    ROOT/v000003/train-000000.tar        one member per touched sample, keyed as in the training shard
+    ROOT/v000003/train-000000.tar.idx    its sidecar
+    ROOT/v000003/train-000000.rows.npy   int64, sorted: the rows of the training shard that have a member, in order
+    ROOT/v000003/manifest.json
+
+The mining side writes it, the training side reads it, and both see only whole versions: the folder is filled under
+a temporary name and renamed. Passages are in it with their texts, so that the trainer never looks one up at random.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_shards.atomic import atomic_dir, read_json, sha256_file, write_json
+from data_shards.errors import ShardCorruptError, UserError
+from data_shards.manifest import MANIFEST_NAME, ShardEntry
+from data_shards.reader import ShardReader
+from data_shards.samples import Passage
+from data_shards.sidecar import save_sidecar
+from data_shards.tar import write_tar
+
+_VERSION_NAME = re.compile(r"v(\d{6,})")
+
+
+class NegativesSource(Protocol):
+    """What the trainer needs of mined negatives."""
+
+    def negatives(self, stem: str, row: int) -> list[Passage]:
+        """Return the negatives of one training sample, best first; none where there are none."""
+        ...
+
+
+class MinedNegative(NamedTuple):
+    """A passage that was found near a query and is no positive of it."""
+
+    passage: Passage
+    score: float
+    """Its similarity to the query, by the snapshot that mined it."""
+
+
+class NegativesRow(NamedTuple):
+    """The mined negatives of one training sample."""
+
+    shard_stem: str
+    """Of its training shard."""
+    row: int
+    """In that shard."""
+    key: str
+    """Its member's key there."""
+    negatives: list[MinedNegative]
+    """Best first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NegativesShard(ShardEntry):
+    """One file of a version; its samples are the touched rows of one training shard."""
+
+    rows_sha256: str
+    """Hex checksum of the `.rows.npy` file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NegativesManifest:
+    """Where a version came from and what it covers."""
+
+    version: int
+    """Counted from 1."""
+    dataset_id: str
+    """Of the training dataset whose rows it names."""
+    from_step: int
+    """First step of the stretch that was mined for."""
+    to_step: int
+    """The step after its last."""
+    snapshot_hash: str
+    """Of the encoder that mined it."""
+    snapshot_step: int
+    """The step at which that encoder was taken; age counts from here."""
+    per_query: int
+    """Negatives wanted for each query; fewer where the filters left fewer."""
+    index: dict[str, Any]
+    """The searched index: `factory`, measured `recall@10`, …"""
+    filters: dict[str, int]
+    """How many neighbours each filter dropped."""
+    seconds: dict[str, float]
+    """How long each part of the refresh took."""
+    shards: tuple[NegativesShard, ...] = ()
+    """Filled in when the version is written."""
+
+
+class NegativesVersion:
+    """One published version, verified when opened."""
+
+    def __init__(self, folder: Path, manifest: NegativesManifest) -> None:
+        """Take over a verified folder; use `open`."""
+        self.folder = folder
+        self.manifest = manifest
+        self._readers = {shard.stem: ShardReader(folder / shard.path, shard) for shard in manifest.shards}
+        self._rows = {shard.stem: _load_rows(folder, shard) for shard in manifest.shards}
+
+    @classmethod
+    def open(cls, root: Path, version: int, dataset_id: str | None = None) -> NegativesVersion:
+        """Open a version and compare every file with its checksum.
+
+        Args:
+            root: the folder of all versions.
+            version: which one.
+            dataset_id: the training dataset it must belong to, if given.
+
+        Raises:
+            UserError: it is not published, its manifest is damaged, or it was mined for another dataset.
+            ShardCorruptError: a file is not what the manifest says.
+        """
+        folder = version_dir(root, version)
+        manifest = _load_manifest(folder)
+        if dataset_id is not None and manifest.dataset_id != dataset_id:
+            raise UserError(
+                f"{folder} was mined for dataset {manifest.dataset_id}, training reads {dataset_id}; "
+                "choose another run folder or mine anew"
+            )
+        for shard in manifest.shards:
+            ShardReader(folder / shard.path, shard, verify=True)
+            _verify_rows(folder, shard)
+        return cls(folder, manifest)
+
+    def __len__(self) -> int:
+        """Return how many training samples have negatives here."""
+        return sum(shard.samples for shard in self.manifest.shards)
+
+    def mined(self, stem: str, row: int) -> list[MinedNegative]:
+        """Return the negatives of one training sample with their scores, best first; none where there are none."""
+        reader = self._readers.get(stem)
+        if reader is None:
+            return []
+        at = int(np.searchsorted(self._rows[stem], row))
+        if at == len(self._rows[stem]) or self._rows[stem][at] != row:
+            return []
+        try:
+            found = json.loads(reader.payload(at))["negatives"]
+            return [MinedNegative(Passage.from_dict(negative), float(negative["score"])) for negative in found]
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            what = f"row {at} holds no mined negatives ({type(error).__name__}: {error})"
+            raise ShardCorruptError(reader.path, int(reader.offsets[at]), what) from None
+
+    def negatives(self, stem: str, row: int) -> list[Passage]:
+        """Return the negatives of one training sample, best first; none where there are none."""
+        return [negative.passage for negative in self.mined(stem, row)]
+
+
+def write_negatives(root: Path, manifest: NegativesManifest, rows: Iterable[NegativesRow]) -> Path:
+    """Publish a version: its folder appears whole, or not at all.
+
+    Args:
+        root: the folder of all versions.
+        manifest: all but its `shards`.
+        rows: ordered by shard and row; a row without negatives is left out.
+
+    Returns:
+        The version's folder.
+
+    Raises:
+        UserError: this version is there already.
+        ValueError: the rows are out of order.
+    """
+    folder = version_dir(root, manifest.version)
+    if folder.exists():
+        raise UserError(f"negatives version {folder} is there already and is never overwritten; take the next number")
+    shards: list[NegativesShard] = []
+    with atomic_dir(folder) as place:
+        for stem, touched in groupby(rows, key=lambda row: row.shard_stem):
+            if shards and stem <= shards[-1].stem:
+                raise ValueError(f"rows of {stem} came after rows of {shards[-1].stem}; sort them by shard and row")
+            shard = _write_shard(place, stem, touched)
+            shards += [shard] if shard is not None else []
+        written = {**asdict(manifest), "shards": [asdict(shard) for shard in shards]}
+        write_json(place / MANIFEST_NAME, written)
+    return folder
+
+
+def published_versions(root: Path) -> list[int]:
+    """Return the numbers of all whole versions, oldest first."""
+    if not root.is_dir():
+        return []
+    names = (_VERSION_NAME.fullmatch(place.parent.name) for place in root.glob(f"v*/{MANIFEST_NAME}"))
+    return sorted(int(name[1]) for name in names if name)
+
+
+def version_dir(root: Path, version: int) -> Path:
+    """Return the folder of a version."""
+    return root / f"v{version:06d}"
+
+
+def _write_shard(place: Path, stem: str, touched: Iterable[NegativesRow]) -> NegativesShard | None:
+    rows: list[int] = []
+
+    def members() -> Iterator[tuple[str, bytes]]:
+        for entry in touched:
+            if not entry.negatives:
+                continue
+            if rows and entry.row <= rows[-1]:
+                raise ValueError(f"row {entry.row} of {stem} came after row {rows[-1]}; sort them by shard and row")
+            rows.append(entry.row)
+            found = [{**passage.to_dict(), "score": round(float(score), 6)} for passage, score in entry.negatives]
+            payload = json.dumps({"negatives": found}, ensure_ascii=False, separators=(",", ":"))
+            yield f"{entry.key}.json", payload.encode()
+
+    path = place / f"{stem}.tar"
+    summary = write_tar(path, members())
+    if not rows:
+        path.unlink()
+        return None
+    save_sidecar(path, summary.offsets)
+    rows_path = _rows_path(place, stem)
+    np.save(rows_path, np.array(rows, dtype=np.int64), allow_pickle=False)
+    return NegativesShard(
+        path=path.name,
+        samples=len(rows),
+        bytes=summary.bytes,
+        sha256=summary.sha256,
+        rows_sha256=sha256_file(rows_path),
+    )
+
+
+def _rows_path(folder: Path, stem: str) -> Path:
+    return folder / f"{stem}.rows.npy"
+
+
+def _load_manifest(folder: Path) -> NegativesManifest:
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        known = ", ".join(str(version) for version in published_versions(folder.parent)) or "none"
+        raise UserError(f"{folder} is no published negatives version; there are: {known}")
+    row = read_json(path)
+    try:
+        return NegativesManifest(**{**row, "shards": tuple(NegativesShard(**shard) for shard in row["shards"])})
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is no negatives manifest ({error}); delete the folder and mine anew") from None
+
+
+def _verify_rows(folder: Path, shard: NegativesShard) -> None:
+    path = _rows_path(folder, shard.stem)
+    if not path.is_file():
+        raise ShardCorruptError(path, 0, "the file is missing, though the manifest names it")
+    if (found := sha256_file(path)) != shard.rows_sha256:
+        raise ShardCorruptError(path, 0, f"its sha256 is {found}, the manifest says {shard.rows_sha256}")
+
+
+def _load_rows(folder: Path, shard: NegativesShard) -> NDArray[np.int64]:
+    rows: NDArray[np.int64] = np.load(_rows_path(folder, shard.stem), mmap_mode="r", allow_pickle=False)
+    return rows
