@@ -1,0 +1,44 @@
+"""How a run is asked to stop: a signal sets a flag, and all ranks leave after the same step."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+from types import FrameType
+
+import torch
+
+from train.collectives import max_over_ranks
+
+EXIT_STOPPED = 75
+"""Exit code of a rank that stopped when asked, with a checkpoint: EX_TEMPFAIL, "try again later"."""
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_PR_SET_PDEATHSIG = 1
+
+
+class StopFlag:
+    """Catches SIGTERM, SIGINT and SIGUSR1."""
+
+    def __init__(self) -> None:
+        """Install the handlers; only the main thread may."""
+        self._signal = 0
+        for number in _SIGNALS:
+            signal.signal(number, self._caught)
+
+    def _caught(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
+
+    def asked_here(self) -> bool:
+        """Whether this rank caught a signal."""
+        return self._signal != 0
+
+    def asked_anywhere(self, device: torch.device) -> bool:
+        """Whether any rank caught one: a collective, so that all ranks leave together."""
+        return max_over_ranks(int(self.asked_here()), device) > 0
+
+
+def die_with_parent() -> None:
+    """Have the kernel send SIGTERM when the parent dies, even by SIGKILL: no rank outlives its launcher (Linux)."""
+    with_libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(with_libc, "prctl"):
+        with_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
