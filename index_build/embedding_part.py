@@ -1,0 +1,203 @@
+"""One part of an embedding set: a corpus shard's vectors, ids, and the marker that says both are whole.
+
+    part-000000.npy            float16 [rows, dim], can be memory-mapped
+    part-000000.ids.parquet    id and hashes of each row's passage
+    part-000000.done.json      checksums and provenance, written last: the part counts from here on
+
+A restart redoes what has no valid marker, and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from data_shards.atomic import atomic_path, read_json, sha256_file, write_json
+from data_shards.errors import UserError
+from data_shards.samples import Passage, text_hash
+
+_log = logging.getLogger(__name__)
+
+Float32s = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What a part's vectors depend on: two parts with the same provenance are the same."""
+
+    snapshot_hash: str
+    """Of the encoder, tokenizer and prompts."""
+    precision: str
+    """In which the encoder computed."""
+    shard: str
+    """File name of the corpus shard."""
+    shard_sha256: str
+    """Its checksum."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartRecord:
+    """What a done marker says."""
+
+    rows: int
+    """Passages in the part."""
+    dim: int
+    """Length of a vector."""
+    vectors_bytes: int
+    """Size of the `.npy` file."""
+    vectors_sha256: str
+    """Its checksum."""
+    ids_bytes: int
+    """Size of the `.ids.parquet` file."""
+    ids_sha256: str
+    """Its checksum."""
+    provenance: Provenance
+    """Where the vectors come from."""
+
+    @classmethod
+    def from_dict(cls, row: dict[str, Any]) -> PartRecord:
+        """Read the JSON form.
+
+        Raises:
+            TypeError, KeyError: it is none.
+        """
+        return cls(**{**row, "provenance": Provenance(**row["provenance"])})
+
+
+class PartFiles(NamedTuple):
+    """The three files of a part."""
+
+    vectors: Path
+    ids: Path
+    done: Path
+
+
+def id_hash(passage_id: str) -> int:
+    """Hash an id, exactly as it is spelt, to a stable signed 64-bit integer."""
+    return int.from_bytes(hashlib.blake2b(passage_id.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def part_files(folder: Path, part: int) -> PartFiles:
+    """Return the paths of a part's files."""
+    stem = f"part-{part:06d}"
+    return PartFiles(folder / f"{stem}.npy", folder / f"{stem}.ids.parquet", folder / f"{stem}.done.json")
+
+
+def write_part(
+    folder: Path, part: int, vectors: Float32s, passages: Sequence[Passage], provenance: Provenance
+) -> PartRecord:
+    """Write a part; its done marker goes last, and an old one goes first.
+
+    Args:
+        folder: of the set.
+        part: number of the corpus shard.
+        vectors: [rows, dim], kept as float16.
+        passages: the same rows.
+        provenance: where the vectors come from.
+
+    Raises:
+        UserError: a vector is not finite: the encoder that made it is broken.
+    """
+    if len(vectors) != len(passages):
+        raise ValueError(f"{len(vectors)} vectors came for {len(passages)} passages")
+    halves = vectors.astype(np.float16)
+    finite = np.isfinite(halves).all(axis=1)
+    if not finite.all():
+        raise UserError(
+            f"the snapshot gives a vector that is not finite for passage {passages[int(finite.argmin())].id!r}; "
+            "its training has diverged: take an earlier snapshot"
+        )
+    files = part_files(folder, part)
+    files.done.unlink(missing_ok=True)
+    with atomic_path(files.vectors) as temporary, open(temporary, "wb") as file:
+        np.save(file, halves, allow_pickle=False)
+    with atomic_path(files.ids) as temporary:
+        pq.write_table(_id_table(passages), temporary, compression="zstd")
+    record = PartRecord(
+        rows=len(halves),
+        dim=halves.shape[1],
+        vectors_bytes=files.vectors.stat().st_size,
+        vectors_sha256=sha256_file(files.vectors),
+        ids_bytes=files.ids.stat().st_size,
+        ids_sha256=sha256_file(files.ids),
+        provenance=provenance,
+    )
+    write_json(files.done, asdict(record))
+    return record
+
+
+def finished_part(folder: Path, part: int, provenance: Provenance) -> PartRecord | None:
+    """Return the record of a part that is done and whole; None where it has to be (re)done.
+
+    Raises:
+        UserError: the part was made by another snapshot, at another precision or from another shard.
+    """
+    files = part_files(folder, part)
+    if not files.done.exists():
+        return None
+    record = _read_record(files.done)
+    if record is None:
+        return None
+    if record.provenance != provenance:
+        _refuse(folder, files, record.provenance, provenance)
+    if (what := damage(folder, part, record)) is not None:
+        _log.warning("%s; the part is done again", what)
+        return None
+    return record
+
+
+def damage(folder: Path, part: int, record: PartRecord) -> str | None:
+    """Compare a part's files with its record: size first, then checksum. None means that it is whole."""
+    files = part_files(folder, part)
+    wanted = (
+        (files.vectors, record.vectors_bytes, record.vectors_sha256),
+        (files.ids, record.ids_bytes, record.ids_sha256),
+    )
+    for path, size, sha256 in wanted:
+        if not path.exists():
+            return f"{path} is missing, though its part is marked done"
+        if path.stat().st_size != size:
+            return f"{path} has {path.stat().st_size} bytes, its done marker says {size}"
+        if (found := sha256_file(path)) != sha256:
+            return f"{path} has sha256 {found}, its done marker says {sha256}"
+    return None
+
+
+def _id_table(passages: Sequence[Passage]) -> pa.Table:
+    return pa.table(
+        {
+            "id": pa.array([passage.id for passage in passages], pa.string()),
+            "id_hash": pa.array([id_hash(passage.id) for passage in passages], pa.int64()),
+            "content_hash": pa.array([passage.content_hash for passage in passages], pa.int64()),
+            "text_hash": pa.array([text_hash(passage.text) for passage in passages], pa.int64()),
+        }
+    )
+
+
+def _read_record(path: Path) -> PartRecord | None:
+    try:
+        return PartRecord.from_dict(read_json(path))
+    except (UserError, TypeError, KeyError) as error:
+        _log.warning("%s cannot be read (%s); the part is done again", path, error)
+        return None
+
+
+def _refuse(folder: Path, files: PartFiles, found: Provenance, wanted: Provenance) -> None:
+    differing = [
+        f"{name} {was} (now {now})"
+        for (name, was), now in zip(asdict(found).items(), asdict(wanted).values(), strict=True)
+        if was != now
+    ]
+    raise UserError(
+        f"{folder} already holds {files.vectors.name} with {', '.join(differing)}; a set is never mixed: "
+        "choose another --out"
+    )

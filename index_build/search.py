@@ -1,0 +1,73 @@
+"""Texts in, passages out: an index, the encoder that it was made with, and the corpus that it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_shards.errors import UserError
+from data_shards.reader import CorpusDataset
+from encoder.embed import embed_texts
+from encoder.snapshot import load_encoder, snapshot_hash
+from index_build.index_version import open_index
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """A passage that was found."""
+
+    id: str
+    title: str
+    text: str
+    score: float
+    """Its similarity to the query, as the index computes it."""
+
+
+class Searcher:
+    """Searches an index by text."""
+
+    def __init__(self, index_root: Path, model: Path, corpus: Path | None = None) -> None:
+        """Open the current index version, the encoder and the corpus, and see that they belong together.
+
+        Args:
+            index_root: folder of the index versions.
+            model: the snapshot that embedded the corpus.
+            corpus: by default where it was when it was embedded.
+
+        Raises:
+            UserError: one is missing or damaged, or the index was made by another snapshot or from another corpus.
+        """
+        self.index = open_index(index_root)
+        made = self.index.manifest
+        encoder = load_encoder(model)
+        if (found := snapshot_hash(model)) != made.snapshot["hash"]:
+            raise UserError(
+                f"{model} is {found}, but {index_root} was made by {made.snapshot['path']} "
+                f"({made.snapshot['hash']}); give that model, or embed and index anew"
+            )
+        self._encoder = encoder
+        self._corpus = CorpusDataset(corpus or Path(made.corpus["path"]))
+        if self._corpus.dataset_id != made.corpus["dataset_id"]:
+            raise UserError(
+                f"{self._corpus.folder} is not the corpus that {index_root} was made from "
+                f"({self._corpus.dataset_id}, wanted {made.corpus['dataset_id']}); give that one"
+            )
+
+    def search(self, texts: Sequence[str], k: int = 10) -> list[list[Hit]]:
+        """Return the k nearest passages of each text, best first; fewer where the index gives fewer."""
+        if k < 1:
+            raise UserError(f"k is {k}, wanted at least 1")
+        vectors = embed_texts(self._encoder, texts, side="query")
+        found = self.index.search(vectors, min(k, self.index.manifest.ntotal))
+        answers = []
+        for rows, scores in zip(found.rows, found.scores, strict=True):
+            there = rows >= 0
+            passages = self._corpus.passages(rows[there])
+            answers.append(
+                [
+                    Hit(id=passage.id, title=passage.title, text=passage.text, score=float(score))
+                    for passage, score in zip(passages, scores[there].tolist(), strict=True)
+                ]
+            )
+        return answers
