@@ -1,0 +1,78 @@
+"""Child processes that never outlive the command that started them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
+
+
+class Child:
+    """A process in a session of its own, so that Ctrl-C in the terminal reaches only the command, which decides."""
+
+    def __init__(self, name: str, command: Sequence[str], *, log: Path, environment: Mapping[str, str]) -> None:
+        """Start it, with both outputs appended to a log file."""
+        self.name = name
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._out: IO[bytes] = open(log, "ab")
+        self._process = subprocess.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=self._out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+
+    def exit_code(self) -> int | None:
+        """Return the exit code, or None while it runs."""
+        return self._process.poll()
+
+    def ask_to_stop(self) -> None:
+        """Send SIGTERM to the process itself; it passes the word on to its own children."""
+        if self.exit_code() is None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Wait for the end; None when it did not come in time."""
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def end(self, grace_s: float) -> None:
+        """Ask, wait, then kill the whole session. Nothing of it is left afterwards."""
+        self.ask_to_stop()
+        self.wait(grace_s)
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self._process.wait()
+        self._out.close()
+
+    def last_lines(self, count: int = 15) -> str:
+        """Return the end of the log."""
+        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+        return "\n".join(text.splitlines()[-count:])
+
+
+def wait_until(done: float, tick_s: float = 0.1) -> None:
+    """Sleep a tick, but not past a moment of the monotonic clock."""
+    time.sleep(max(0.0, min(tick_s, done - time.monotonic())))
+
+
+def _die_with_parent() -> None:
+    # Runs between fork and exec: the kernel sends SIGTERM when this command dies, even by SIGKILL.
+    if hasattr(_LIBC, "prctl"):
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

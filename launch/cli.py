@@ -1,0 +1,170 @@
+"""`dipole`: one command, one verb a job.
+
+Verbs live in files of their own and are imported when they are called, so that `dipole --help` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+from data_shards.errors import UserError
+
+EXIT_USER_ERROR = 2
+
+_VERBS = {
+    "quickstart": ("launch.quickstart", "Quickstart", "the whole way on this machine, with no download"),
+    "shards pairs": ("launch.shards_verbs", "ShardsPairs", "write training shards from JSONL, Parquet, TSV, BEIR"),
+    "shards corpus": ("launch.shards_verbs", "ShardsCorpus", "write corpus shards from the same"),
+    "shards check": ("launch.shards_verbs", "ShardsCheck", "verify every byte of a dataset against its manifest"),
+    "shards stats": ("launch.shards_verbs", "ShardsStats", "lengths, positives per query, duplicates"),
+    "shards sample": ("launch.shards_verbs", "ShardsSample", "show a few samples"),
+    "train": ("launch.train_verbs", "Train", "train by a TOML config; --resume goes on with a stopped run"),
+    "mine": ("launch.train_verbs", "Mine", "one refresh of hard negatives, by hand"),
+    "embed": ("launch.corpus_verbs", "Embed", "embed a corpus, each passage once, whatever is killed"),
+    "index build": ("launch.corpus_verbs", "IndexBuild", "build an index and measure its recall"),
+    "index list": ("launch.corpus_verbs", "IndexList", "list the versions of an index"),
+    "index rollback": ("launch.corpus_verbs", "IndexRollback", "make an older version current"),
+    "index check": ("launch.corpus_verbs", "IndexCheck", "verify an index against its checksums"),
+    "search": ("launch.corpus_verbs", "Search", "search an index with a text"),
+    "evaluate": ("launch.corpus_verbs", "Evaluate", "nDCG@10, MRR@10, Recall@100 on a BEIR folder"),
+}
+
+
+class Verb(Protocol):
+    """A parsed command; a frozen dataclass whose docstring is its help."""
+
+    def run(self) -> dict[str, Any]:
+        """Do the job and return what `--json` prints."""
+
+
+class TakesOverrides(Protocol):
+    """A verb that also takes `--section.field=value`."""
+
+    def run_with(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """Do the job with config overrides."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Returns:
+        0; 2 after a user's mistake, told in one line; 1 after a failure; 75 after a stop that can be resumed.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        name, rest = _split(words)
+    except UserError as error:
+        return _mistake(error)
+    if name is None:
+        print(_overview(rest))
+        return 0
+    as_json = "--json" in rest
+    _set_up_logging()
+    try:
+        answer = _call(name, [word for word in rest if word != "--json"])
+    except UserError as error:
+        return _mistake(error)
+    except KeyboardInterrupt:
+        print("dipole: interrupted", file=sys.stderr)
+        return 130
+    exit_code = int(answer.pop("exit_code", 0))
+    try:
+        print(json.dumps(answer) if as_json else _readable(answer), flush=True)
+    except BrokenPipeError:
+        sys.stderr.close()
+    return exit_code
+
+
+def _call(name: str, arguments: list[str]) -> dict[str, Any]:
+    import tyro
+
+    module, kind, _ = _VERBS[name]
+    verb = getattr(importlib.import_module(module), kind)
+    if not hasattr(verb, "run_with"):
+        parsed = cast(Verb, tyro.cli(verb, args=arguments, prog=f"dipole {name}"))
+        return dict(parsed.run())
+    plain = [word for word in arguments if not _is_override(word)]
+    parsed = tyro.cli(verb, args=plain, prog=f"dipole {name}")
+    return dict(cast(TakesOverrides, parsed).run_with([word for word in arguments if _is_override(word)]))
+
+
+def _is_override(word: str) -> bool:
+    return word.startswith("--") and "." in word.partition("=")[0]
+
+
+def _split(words: list[str]) -> tuple[str | None, list[str]]:
+    """Find the verb: one word or two. None asks for the overview, of all or of one group."""
+    plain = [word for word in words[:2] if not word.startswith("-")]
+    for count in (2, 1):
+        if len(plain) >= count and (name := " ".join(plain[:count])) in _VERBS and words[:count] == plain[:count]:
+            return name, words[count:]
+    group = [name for name in _VERBS if words and name.startswith(f"{words[0]} ")]
+    if not words or words[0] in ("-h", "--help", "help"):
+        return None, []
+    if group and (len(words) == 1 or words[1] in ("-h", "--help")):
+        return None, [words[0]]
+    import difflib
+
+    asked = " ".join(plain) or words[0]
+    near = difflib.get_close_matches(asked, list(_VERBS), n=1) or group[:1]
+    hint = f"did you mean `dipole {near[0]}`?" if near else "`dipole --help` lists them"
+    raise UserError(f"there is no verb {asked!r}; {hint}")
+
+
+def _overview(group: list[str]) -> str:
+    rows = [(name, row[2]) for name, row in _VERBS.items() if not group or name.startswith(f"{group[0]} ")]
+    lines = [f"  dipole {name:<16} {summary}" for name, summary in rows]
+    return "\n".join(
+        [
+            "Trains the bi-encoders behind vector search, and keeps their corpora embedded and indexed.",
+            "",
+            *lines,
+            "",
+            "`dipole VERB --help` tells all of a verb. Each takes --json: one object on stdout, logs on stderr.",
+        ]
+    )
+
+
+def _set_up_logging() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "faiss", "faiss.loader", "bm25s", "urllib3", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _mistake(error: UserError) -> int:
+    print(f"dipole: {' '.join(str(error).split())}", file=sys.stderr)
+    return EXIT_USER_ERROR
+
+
+def _readable(answer: dict[str, Any], indent: str = "") -> str:
+    """Show a verb's answer to a person: one line a value, nested ones indented."""
+    lines = []
+    width = max((len(key) for key, value in answer.items() if not isinstance(value, dict | list)), default=0)
+    for key, value in answer.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{key}", _readable(value, indent + "  ")]
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            lines.append(f"{indent}{key}")
+            lines += [_bullet(_readable(row, indent + "    ")) for row in value]
+        else:
+            lines.append(f"{indent}{key:<{width}}  {_short(value)}")
+    return "\n".join(line for line in lines if line)
+
+
+def _bullet(block: str) -> str:
+    """Put a dash before the first line of an indented block."""
+    stripped = block.lstrip(" ")
+    return " " * (len(block) - len(stripped) - 2) + "- " + stripped
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(map(_short, value))
+    return str(value)

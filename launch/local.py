@@ -1,0 +1,159 @@
+"""Runs a training on this machine: torchrun for the ranks, a miner beside it, and one that watches both."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from data_shards.atomic import read_json
+from data_shards.errors import UserError
+from launch.children import Child
+from launch.config import RunConfig
+from launch.runs import prepare_run
+from train.run_folder import RunFolder
+
+_log = logging.getLogger(__name__)
+_GRACE_S = 60.0
+"""From asking to killing: a step, a checkpoint."""
+_TICK_S = 0.2
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+class TrainingFailedError(RuntimeError):
+    """A rank or the miner failed; the message begins with the first cause."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How a training ended."""
+
+    run: RunFolder
+    finished: bool
+    """False after a stop that was asked for."""
+    step: int
+    """Steps that are done."""
+
+
+def train_here(config: RunConfig, *, resume: bool = False, on_event: OnEvent = lambda row: None) -> Outcome:
+    """Train on this machine until the end, a stop, or a failure.
+
+    Args:
+        config: of the run.
+        resume: go on with the run that the folder holds.
+        on_event: called with every row of `metrics.jsonl` as it is written.
+
+    Raises:
+        UserError: the config does not fit data, folder or machine.
+        TrainingFailedError: a rank or the miner failed.
+    """
+    run = prepare_run(config, resume=resume)
+    run.stopped.unlink(missing_ok=True)
+    run.failure.unlink(missing_ok=True)
+    children = [_start_ranks(run, config)]
+    try:
+        if config.refresh.first_step:
+            children.append(_start_miner(run))
+        with _stop_on_signal() as stop, _follow(run.metrics) as rows:
+            _watch(children, stop, lambda: [on_event(row) for row in rows()])
+    finally:
+        for child in children:
+            child.end(_GRACE_S)
+    return _outcome(run, children)
+
+
+def _watch(children: list[Child], stop: list[int], report: Callable[[], Any]) -> None:
+    """Return when the ranks are done, or when anything failed; the caller ends what is left."""
+    ranks, *others = children
+    asked = False
+    while ranks.wait(_TICK_S) is None:
+        report()
+        if stop and not asked:
+            asked = True
+            _log.info("stopping after this step; the run can be resumed")
+            ranks.ask_to_stop()
+        if any(child.exit_code() is not None for child in others) and not asked:
+            return
+    report()
+
+
+def _outcome(run: RunFolder, children: list[Child]) -> Outcome:
+    if run.done.exists():
+        return Outcome(run=run, finished=True, step=read_json(run.done)["steps"])
+    if run.stopped.exists():
+        return Outcome(run=run, finished=False, step=read_json(run.stopped)["step"])
+    if run.failure.exists():
+        failure = read_json(run.failure)
+        if failure["user_error"]:
+            raise UserError(failure["cause"])
+        raise TrainingFailedError(f"rank {failure['rank']}: {failure['cause']}\n(log: {children[0].log})")
+    culprit = next((child for child in children[1:] if child.exit_code() not in (0, -signal.SIGTERM)), children[0])
+    raise TrainingFailedError(f"the {culprit.name} ended (exit code {culprit.exit_code()}):\n{culprit.last_lines()}")
+
+
+def _start_ranks(run: RunFolder, config: RunConfig) -> Child:
+    threads = max(1, (os.cpu_count() or 1) // config.run.ranks)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(config.run.ranks), "--shutdown-timeout", str(int(_GRACE_S) - 10)]
+    command += ["--module", "launch.train_worker", str(run.root)]
+    environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    if not _has_cuda():
+        environment["DS_ACCELERATOR"] = "cpu"
+    return Child("training", command, log=run.logs / "train.log", environment=environment)
+
+
+def _start_miner(run: RunFolder) -> Child:
+    command = [sys.executable, "-m", "launch.miner", str(run.root)]
+    return Child("miner", command, log=run.logs / "miner.log", environment={"TOKENIZERS_PARALLELISM": "false"})
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; the old handlers come back afterwards."""
+    caught: list[int] = []
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+@contextmanager
+def _follow(path: Path) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """Yield a function that returns the rows written since it was last called."""
+    file: IO[str] | None = None
+    rest = ""
+
+    def new_rows() -> list[dict[str, Any]]:
+        nonlocal file, rest
+        if path.exists() and (file is None or os.fstat(file.fileno()).st_ino != path.stat().st_ino):
+            # A resumed run cuts the file back by replacing it.
+            file, rest = open(path, encoding="utf-8"), ""
+        *lines, rest = (rest + file.read() if file else "").split("\n")
+        return [json.loads(line) for line in lines if line]
+
+    try:
+        yield new_rows
+    finally:
+        if file:
+            file.close()
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())

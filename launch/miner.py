@@ -1,0 +1,138 @@
+"""The miner of a run: serves the trainer's requests for negatives versions. `python -m launch.miner RUN`.
+
+It sees the trainer only through files: a request comes in, a version is published. So either can be killed and
+started again, and the work that was done stays done.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+from data_shards.atomic import write_json
+from data_shards.errors import UserError
+from data_shards.negatives import published_versions
+from data_shards.order import GlobalOrder
+from data_shards.reader import PairDataset
+from encoder.snapshot import snapshot_step
+from index_build.mine import KnownPositives, MiningReport, mine
+from index_build.ray_pool import EmbedPool
+from launch.config import RunConfig, load_config
+from train.engine import bfloat16_pays
+from train.refresh import RefreshRequest, failed_path
+from train.run_folder import RunFolder
+from train.stops import die_with_parent
+
+_log = logging.getLogger(__name__)
+_POLL_S = 0.2
+_BY_HAND_STEPS = 100
+"""Steps that a refresh by hand serves where the config names no cadence."""
+
+
+def main(arguments: list[str]) -> int:
+    """Serve requests until ended."""
+    die_with_parent()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s miner %(levelname)s %(name)s: %(message)s")
+    run = RunFolder(Path(arguments[0]))
+    with Miner(run, load_config(run.config)) as miner:
+        while os.getppid() != 1:  # re-parented: whoever started us is gone
+            request = miner.next_request()
+            if request is None:
+                time.sleep(_POLL_S)
+                continue
+            try:
+                miner.serve(request, run.negatives)
+            except Exception as error:
+                cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                write_json(failed_path(run, request.version), {"cause": cause})
+                raise
+    return 0
+
+
+class Miner:
+    """Keeps Ray workers, data and known positives ready between requests."""
+
+    def __init__(self, run: RunFolder, config: RunConfig) -> None:
+        """Open the data; Ray starts on entering."""
+        self._run, self._config = run, config
+        self._pairs = PairDataset(Path(config.data.pairs))
+        self._order = GlobalOrder(
+            dataset_id=self._pairs.dataset_id,
+            samples=len(self._pairs),
+            batch_size=config.batch.batch_size,
+            seed=config.run.seed,
+        )
+        self._pool = mining_pool(config)
+        self._known: KnownPositives | None = None
+
+    def __enter__(self) -> Miner:
+        """Start the workers."""
+        self._pool.__enter__()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        """End the workers."""
+        self._pool.__exit__(None, None, None)
+
+    def next_request(self) -> RefreshRequest | None:
+        """Return the oldest request whose version is not published."""
+        published = set(published_versions(self._run.negatives))
+        for path in sorted(self._run.requests.glob("v*.json")):
+            if path.name.count(".") == 1 and int(path.stem[1:]) not in published:
+                return RefreshRequest.read(path)
+        return None
+
+    def serve(self, request: RefreshRequest, root: Path) -> MiningReport:
+        """Make one version: embed, index, search, filter, publish."""
+        self._known = self._known or KnownPositives(self._pairs)
+        _log.info("version %d for steps %d to %d", request.version, request.from_step, request.to_step)
+        return mine(
+            snapshot=self._run.root / request.snapshot,
+            snapshot_step=request.snapshot_step,
+            pool=self._pool,
+            train=self._pairs,
+            known=self._known,
+            ordinals=self._order.stretch(request.from_step, request.to_step),
+            corpus=Path(self._config.data.corpus),
+            work_dir=self._run.root / "mining" / f"v{request.version:06d}",
+            negatives_root=root,
+            version=request.version,
+            from_step=request.from_step,
+            to_step=request.to_step,
+            config=self._config.mining,
+            index_config=self._config.index,
+        )
+
+
+def request_by_hand(run: RunFolder, config: RunConfig, root: Path) -> RefreshRequest:
+    """Return a request for the steps ahead of the newest snapshot, up to where the next refresh would come."""
+    snapshots = [path for path in (run.root / "snapshots").glob("*") if (path / "dipole.json").exists()]
+    newest = max(snapshots, key=lambda path: (snapshot_step(path), path.name))
+    step = snapshot_step(newest)
+    return RefreshRequest(
+        version=max(published_versions(root), default=0) + 1,
+        snapshot=str(newest.relative_to(run.root)),
+        snapshot_step=step,
+        from_step=step,
+        to_step=step + (config.refresh.every_steps or _BY_HAND_STEPS),
+    )
+
+
+def mining_pool(config: RunConfig) -> EmbedPool:
+    """Return the pool that a run's config asks for; mining may compute in bfloat16, since its ranks suffice."""
+    import torch
+
+    fast = bfloat16_pays(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return EmbedPool(
+        workers=config.workers.count,
+        threads_per_worker=config.workers.threads,
+        address=config.workers.address or None,
+        precision="bfloat16" if fast and config.engine.precision != "float32" else "float32",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,131 @@
+"""What a quickstart ends with: metrics beside their baselines, `result.json`, `report.html`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data_shards.atomic import write_json
+from data_shards.beir import BeirFolder
+from data_shards.negatives import published_versions
+from encoder.embed import embed_texts
+from encoder.snapshot import load_encoder
+from index_build.evaluate import evaluate_beir
+from index_build.search import Searcher
+from launch.report import write_report
+
+if TYPE_CHECKING:
+    from data_shards.docstrings import DocstringData
+    from index_build.index_version import IndexManifest
+    from launch.config import RunConfig
+    from launch.local import Outcome
+
+_EXAMPLES = 3
+_HITS = 5
+
+
+def finish(
+    out: Path,
+    config: RunConfig,
+    data: DocstringData,
+    outcome: Outcome,
+    plain: Outcome | None,
+    index: IndexManifest,
+    *,
+    began: float,
+) -> dict[str, Any]:
+    """Evaluate, show examples, write `result.json` and `report.html`.
+
+    Args:
+        out: the quickstart's folder.
+        config: of the training.
+        data: what it was trained on.
+        outcome: the training.
+        plain: the same without refresh, under --compare.
+        index: over the corpus, by the trained encoder.
+        began: when the quickstart did, on the monotonic clock.
+    """
+    run = outcome.run
+    result: dict[str, Any] = {
+        "seconds": 0.0,
+        "pairs": data.queries["train"],
+        "passages": data.passages,
+        "steps": outcome.step,
+        "world_size": config.run.ranks,
+        "negatives_versions": len(published_versions(run.negatives)),
+        "metrics": _metrics(data, outcome, plain),
+        "index": {"factory": index.factory, "ntotal": index.ntotal, f"recall@{index.recall.k}": index.recall.value},
+        "wandb_dir": str(run.root / "wandb"),
+        "snapshot": str(run.final),
+        "index_dir": str(out / "index"),
+        "examples": _examples(out, outcome, data),
+        "similarity": _similarity(outcome, data),
+        "report": str(out / "report.html"),
+    }
+    result["seconds"] = round(time.monotonic() - began, 1)
+    write_json(out / "result.json", {name: value for name, value in result.items() if name != "similarity"})
+    about = (
+        "A small bi-encoder that finds Python code by its docstring: trained, refreshed and indexed on this machine, "
+        "tested on modules of the standard library that training never saw."
+    )
+    write_report(run.root, result, out / "report.html", title="Dipole quickstart", about=about, index=index.to_dict())
+    shown = ("seconds", "pairs", "passages", "steps", "world_size", "negatives_versions", "metrics", "index")
+    answer = {name: result[name] for name in (*shown, "examples", "wandb_dir", "snapshot", "index_dir", "report")}
+    return answer
+
+
+def _metrics(data: DocstringData, outcome: Outcome, plain: Outcome | None) -> dict[str, Mapping[str, float]]:
+    trained = evaluate_beir(outcome.run.final, data.beir, "test", ("bm25",))
+    metrics: dict[str, Mapping[str, float]] = {
+        "bm25": trained["bm25"],
+        "untrained": evaluate_beir(outcome.run.initial, data.beir, "test")["model"],
+        "trained": trained["model"],
+    }
+    if plain is not None:
+        metrics["no_refresh"] = evaluate_beir(plain.run.final, data.beir, "test")["model"]
+    return metrics
+
+
+def _examples(out: Path, outcome: Outcome, data: DocstringData) -> list[dict[str, Any]]:
+    """Search for three test queries, spread over the split: not chosen by how well they do."""
+    beir = BeirFolder(data.beir)
+    qrels, texts = beir.qrels("test"), beir.queries()
+    names = sorted(qrels)
+    chosen = [names[len(names) * (2 * k + 1) // (2 * _EXAMPLES)] for k in range(min(_EXAMPLES, len(names)))]
+    found = Searcher(out / "index", outcome.run.final).search([texts[name] for name in chosen], _HITS)
+    return [
+        {
+            "query": texts[name],
+            "relevant": sorted(qrels[name]),
+            "hits": [
+                {"id": hit.id, "title": hit.title, "score": round(hit.score, 4), "relevant": hit.id in qrels[name]}
+                for hit in hits
+            ],
+        }
+        for name, hits in zip(chosen, found, strict=True)
+    ]
+
+
+def _similarity(outcome: Outcome, data: DocstringData) -> dict[str, dict[str, list[float]]]:
+    """Score test queries against their own passage and against the next query's, before and after training."""
+    beir = BeirFolder(data.beir)
+    qrels, texts = beir.qrels("test"), beir.queries()
+    passages = {passage.id: passage.content for passage in beir.corpus()}
+    names = sorted(qrels)
+    own = [passages[next(iter(qrels[name]))] for name in names]
+    similarity = {}
+    for moment, snapshot in (("before", outcome.run.initial), ("after", outcome.run.final)):
+        encoder = load_encoder(snapshot)
+        query_qD = embed_texts(encoder, [texts[name] for name in names], side="query")
+        passage_qD = embed_texts(encoder, own, side="passage")
+        similarity[moment] = {
+            "positive": np.einsum("qd,qd->q", query_qD, passage_qD).round(4).tolist(),
+            "negative": np.einsum("qd,qd->q", query_qD, np.roll(passage_qD, 1, axis=0)).round(4).tolist(),
+        }
+    return similarity
+
+
