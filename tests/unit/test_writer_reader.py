@@ -1,0 +1,315 @@
+"""Datasets as folders: written whole or not at all, the same bytes each time, read with nothing lost in silence."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import threading
+from pathlib import Path
+
+import pytest
+
+from data_shards import reader as reader_module
+from data_shards.atomic import sha256_file
+from data_shards.errors import ShardCorruptError, UserError
+from data_shards.manifest import Manifest
+from data_shards.reader import CorpusDataset, PairDataset, ShardReader, open_dataset
+from data_shards.samples import Pair, Passage
+from data_shards.tar import write_tar
+from data_shards.writer import ShardWriter
+
+
+def pair(number: int) -> Pair:
+    positive = Passage(id=f"p{number}", title=f"Title {number}", text=f"Über passage {number}.")
+    return Pair(query_id=f"q{number}", query=f"what is {number}?", positives=(positive,), source="test")
+
+
+def write_pairs(folder: Path, count: int = 25, samples_per_shard: int = 10) -> Manifest:
+    with ShardWriter(folder, "pairs", samples_per_shard=samples_per_shard) as writer:
+        for number in range(count):
+            writer.add(pair(number))
+    assert writer.manifest is not None
+    return writer.manifest
+
+
+def write_corpus(folder: Path, count: int = 25) -> None:
+    with ShardWriter(folder, "corpus", samples_per_shard=10) as writer:
+        for number in range(count):
+            writer.add(pair(number).positives[0])
+
+
+def flip(path: Path, offset: int, data: bytes) -> None:
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    write_pairs(tmp_path / "pairs")
+    return tmp_path / "pairs"
+
+
+def test_a_dataset_is_shards_sidecars_and_a_manifest(pairs: Path) -> None:
+    names = [f"train-00000{at}.tar{end}" for at in range(3) for end in ("", ".idx")]
+    assert sorted(path.name for path in pairs.iterdir()) == ["manifest.json", *names]
+    manifest = Manifest.load(pairs)
+    assert [entry.samples for entry in manifest.shards] == [10, 10, 5]
+    assert [entry.sha256 for entry in manifest.shards] == [
+        sha256_file(pairs / entry.path) for entry in manifest.shards
+    ]
+    assert [entry.bytes for entry in manifest.shards] == [(pairs / e.path).stat().st_size for e in manifest.shards]
+
+
+def test_two_runs_give_the_same_bytes_and_the_same_id(pairs: Path, tmp_path: Path) -> None:
+    again = write_pairs(tmp_path / "elsewhere" / "again")
+    for path in pairs.iterdir():
+        assert path.read_bytes() == (tmp_path / "elsewhere" / "again" / path.name).read_bytes()
+    other = write_pairs(tmp_path / "other", count=24)
+    assert Manifest.load(pairs).dataset_id == again.dataset_id != other.dataset_id
+
+
+def test_a_shard_is_closed_at_its_size_too(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "c", "corpus", max_bytes=4096) as writer:
+        for number in range(8):
+            writer.add(Passage(id=str(number), text="x" * 900))
+    assert writer.manifest is not None
+    # Each sample takes 512 + 1024 bytes: the third one reaches 4096.
+    assert [entry.samples for entry in writer.manifest.shards] == [3, 3, 2]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_plain_webdataset_reads_our_shards(pairs: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    urls = [str(path) for path in sorted(pairs.glob("*.tar"))]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == [f"{number:09d}" for number in range(25)]
+    assert [Pair.from_json(sample["json"]) for sample in samples] == [pair(number) for number in range(25)]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_we_read_what_plain_webdataset_writes(tmp_path: Path) -> None:
+    """Its default float dates give a PAX header a member."""
+    webdataset = pytest.importorskip("webdataset")
+    path = tmp_path / "plain.tar"
+    with webdataset.TarWriter(str(path)) as sink:
+        for number in range(5):
+            sink.write({"__key__": f"k{number}", "json": {"number": number}, "txt": f"text {number}"})
+    reader = ShardReader(path)
+    assert [json.loads(payload)["number"] for payload in reader] == [0, 1, 2, 3, 4]
+    assert reader.sample(3) == {"json": b'{"number": 3}', "txt": b"text 3"}
+    assert reader.key(4) == "k4"
+
+
+def test_pairs_are_read_by_ordinal_in_the_order_asked_for(pairs: Path) -> None:
+    dataset = PairDataset(pairs)
+    assert len(dataset) == 25
+    assert dataset.pairs([24, 0, 10, 9, 10]) == [pair(number) for number in (24, 0, 10, 9, 10)]
+    assert dataset.pair(19) == pair(19)
+    shards, rows = dataset.locate([0, 9, 10, 24])
+    assert (shards.tolist(), rows.tolist()) == ([0, 0, 1, 2], [0, 9, 0, 4])
+    assert dataset.shard_stems == ["train-000000", "train-000001", "train-000002"]
+    assert dataset.pairs([]) == []
+
+
+@pytest.mark.parametrize("ordinal", [-1, 25])
+def test_an_ordinal_outside_is_refused(pairs: Path, ordinal: int) -> None:
+    with pytest.raises(IndexError, match="of 25 samples in"):
+        PairDataset(pairs).pair(ordinal)
+
+
+def test_a_corpus_is_read_by_shard_and_by_ordinal(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "c")
+    dataset = CorpusDataset(tmp_path / "c")
+    wanted = [pair(number).positives[0] for number in range(25)]
+    assert list(dataset) == wanted
+    assert [path.name for path in dataset.shard_paths] == [f"corpus-00000{at}.tar" for at in range(3)]
+    assert list(dataset.iter_shard(2)) == wanted[20:]
+    assert dataset.passages([20, 3]) == [wanted[20], wanted[3]]
+
+
+def test_a_dataset_is_opened_as_what_it_is(pairs: Path, tmp_path: Path) -> None:
+    write_corpus(tmp_path / "c")
+    assert isinstance(open_dataset(pairs), PairDataset)
+    assert isinstance(open_dataset(tmp_path / "c"), CorpusDataset)
+    with pytest.raises(UserError, match="holds a dataset of kind corpus, wanted pairs"):
+        PairDataset(tmp_path / "c")
+
+
+def test_large_shards_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block holds whole samples, and at least one, however large."""
+    write_pairs(tmp_path / "p", count=50, samples_per_shard=50)
+    for block_bytes in (1, 1024, 1500, 5000):
+        monkeypatch.setattr(reader_module, "_READ_BYTES", block_bytes)
+        assert list(PairDataset(tmp_path / "p")) == [pair(number) for number in range(50)]
+
+
+def test_few_shards_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "_OPEN_SHARDS", 2)
+    write_pairs(tmp_path / "p", count=40, samples_per_shard=1)
+    dataset = PairDataset(tmp_path / "p")
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(40):
+        assert dataset.pair(number) == pair(number)
+    assert len(os.listdir("/proc/self/fd")) == before + 2
+    del dataset
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_threads_share_a_dataset(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "_OPEN_SHARDS", 1)  # shards are let go while others read them
+    dataset = PairDataset(pairs)
+    wrong: list[object] = []
+
+    def read(first: int) -> None:
+        for step in range(200):
+            number = (first + 7 * step) % 25
+            if dataset.pair(number) != pair(number):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=read, args=(first,)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_dataset_travels_to_another_process(pairs: Path) -> None:
+    dataset = PairDataset(pairs)
+    dataset.pair(3)
+    assert pickle.loads(pickle.dumps(dataset)).pair(3) == pair(3)
+
+
+# --- damage --------------------------------------------------------------------------------------------------
+
+
+def second_offset(pairs: Path) -> int:
+    return int(ShardReader(pairs / "train-000001.tar").offsets[1])
+
+
+@pytest.mark.parametrize("by_ordinal", [True, False])
+@pytest.mark.parametrize(
+    ("shift", "data", "message"),
+    [
+        (5, b"z", "corrupt header: its checksum does not match"),
+        (0, bytes(512), "wanted the header of a member, came a zeroed block"),
+        (0, bytes(1024), "wanted the header of a member, came a zeroed block"),
+        (512, bytes(64), "row 1 holds no training sample"),
+    ],
+)
+def test_damage_under_a_sidecar_is_named(
+    pairs: Path, shift: int, data: bytes, message: str, by_ordinal: bool
+) -> None:
+    path, offset = pairs / "train-000001.tar", second_offset(pairs)
+    flip(path, offset + shift, data)
+    dataset = PairDataset(pairs)
+    assert dataset.pair(10) == pair(10)
+    with pytest.raises(ShardCorruptError, match=message) as caught:
+        dataset.pair(11) if by_ordinal else list(dataset)
+    assert (caught.value.path, caught.value.offset) == (path, offset)
+
+
+def test_a_truncated_shard_is_named(pairs: Path) -> None:
+    path = pairs / "train-000001.tar"
+    size = path.stat().st_size
+    os.truncate(path, size - 2048)
+    with pytest.raises(
+        ShardCorruptError, match=f"at byte {size - 2048}: the file ends here, the manifest says at {size}"
+    ):
+        list(PairDataset(pairs))
+
+
+def test_a_shard_that_shrinks_while_open_is_named(pairs: Path) -> None:
+    reader = ShardReader(pairs / "train-000001.tar")
+    os.truncate(reader.path, 700)
+    with pytest.raises(ShardCorruptError, match="at byte 0: wanted 1024 bytes, the file gave 700: truncated while"):
+        reader.payload(0)
+
+
+def test_a_wrong_count_is_named(pairs: Path) -> None:
+    manifest = json.loads((pairs / "manifest.json").read_text())
+    manifest["shards"][1]["samples"] = 9
+    (pairs / "manifest.json").write_text(json.dumps(manifest))
+    end = int(ShardReader(pairs / "train-000001.tar").offsets[-1])
+    with pytest.raises(ShardCorruptError, match=f"train-000001.tar at byte {end}: 10 samples, the manifest says 9"):
+        list(PairDataset(pairs))
+
+
+def test_a_flipped_bit_is_found_by_the_checksum(pairs: Path) -> None:
+    """In a payload, and still JSON: only reading it all can tell."""
+    entry = Manifest.load(pairs).shards[1]
+    path, offset = pairs / entry.path, second_offset(pairs)
+    at = path.read_bytes().index(b"what is 11?", offset)
+    flip(path, at, b"what is 12?")
+    assert PairDataset(pairs).pair(11).query == "what is 12?"
+    with pytest.raises(ShardCorruptError, match=f"train-000001.tar at byte 0: its sha256 is .* says {entry.sha256}"):
+        ShardReader(path, entry, verify=True)
+
+
+def test_a_missing_shard_is_named(pairs: Path) -> None:
+    (pairs / "train-000002.tar").unlink()
+    with pytest.raises(UserError, match="train-000002.tar is missing, though the manifest names it"):
+        list(PairDataset(pairs))
+
+
+def test_a_sample_without_json_is_named(tmp_path: Path) -> None:
+    write_tar(tmp_path / "plain.tar", [("a.json", b"{}"), ("b.cls", b"1"), ("b.png", b"2")])
+    reader = ShardReader(tmp_path / "plain.tar")
+    assert reader.payload(0) == b"{}"
+    for read in (lambda: reader.payload(1), lambda: list(reader)):
+        with pytest.raises(ShardCorruptError, match=r"at byte 1024: wanted a \.json member, came cls, png"):
+            read()
+
+
+# --- writing, or not -----------------------------------------------------------------------------------------
+
+
+def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
+    def write_and_break() -> None:
+        with ShardWriter(tmp_path / "p", "pairs", samples_per_shard=2) as writer:
+            for number in range(3):
+                writer.add(pair(number))
+            raise RuntimeError("the source broke")
+
+    with pytest.raises(RuntimeError, match="the source broke"):
+        write_and_break()
+    assert list(tmp_path.iterdir()) == []
+    write_pairs(tmp_path / "p")  # the place is free
+
+
+def test_no_sample_is_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no sample came for .*; nothing was written"):
+        write_pairs(tmp_path / "p", count=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_dataset_is_never_overwritten(pairs: Path) -> None:
+    with pytest.raises(UserError, match="already holds a dataset; choose another --out or remove it"):
+        ShardWriter(pairs, "pairs")
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"is not empty \(it holds notes.txt\); choose another --out"):
+        ShardWriter(tmp_path, "pairs")
+    with pytest.raises(UserError, match="notes.txt is a file, wanted a folder; choose another --out"):
+        ShardWriter(tmp_path / "notes.txt", "pairs")
+
+
+def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    assert write_pairs(tmp_path / "p").samples == 25
+
+
+def test_a_sample_of_the_other_kind_is_a_mistake(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "p", "pairs") as writer:
+        writer.add(pair(0))
+        with pytest.raises(TypeError, match="a Passage came for a dataset of kind pairs"):
+            writer.add(Passage(id="1", text="x"))
+
+
+def test_a_shard_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a shard of 0 samples and 268435456 bytes holds nothing"):
+        ShardWriter(tmp_path / "p", "pairs", samples_per_shard=0)
