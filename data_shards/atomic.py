@@ -1,8 +1,8 @@
 """Files that are either whole or absent.
 
 Whatever a later step trusts (manifests, sidecars, done markers, checkpoints, versions) is written here:
-to a temporary name beside its place, flushed to disk, then renamed. A reader never meets half a file, and a
-crash leaves only a `.tmp-…` that the next writer of the same place removes.
+to a temporary name beside its place, flushed to disk, then renamed. A reader never meets half a file. A crash
+leaves only a `.tmp-…` that no reader takes; where it is a folder, the next writer of the same place removes it.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def atomic_dir(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                fsync_file(file)
+        for entry in temporary.rglob("*"):
+            (fsync_dir if entry.is_dir() else fsync_file)(entry)
+        fsync_dir(temporary)
         os.rename(temporary, path)
         fsync_dir(path.parent)
     finally:

@@ -48,7 +48,7 @@ class GlobalOrder:
         if self.samples < 1:
             raise UserError(f"the dataset has {self.samples} samples, wanted at least 1; import some first")
         if self.batch_size < 1:
-            raise UserError(f"train.batch_size is {self.batch_size}, wanted at least 1")
+            raise UserError(f"batch.batch_size is {self.batch_size}, wanted at least 1")
 
     @property
     def steps_per_epoch(self) -> float:
@@ -114,7 +114,7 @@ def check_batch_divides(batch_size: int, world_size: int) -> None:
         below = batch_size // world_size * world_size
         sizes = f"{below} or {below + world_size}" if below else f"{world_size}"
         raise UserError(
-            f"global batch {batch_size} does not divide over {world_size} ranks; set train.batch_size to {sizes}"
+            f"global batch {batch_size} does not divide over {world_size} ranks; set batch.batch_size to {sizes}"
         )
 
 

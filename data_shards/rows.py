@@ -90,7 +90,7 @@ def read_jsonl(path: Path) -> Iterator[Row]:
             if not line.strip():
                 continue
             try:
-                values = json.loads(line)
+                values = json.loads(line.rstrip("\r\n"))
             except json.JSONDecodeError as error:
                 raise Row({}, path, number).error(f"not JSON ({error.msg} at column {error.colno})") from None
             row = Row(values, path, number)

@@ -113,7 +113,7 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
     def _open_shard(self) -> TarWriter:
         self._path = self._place / f"{self.name}-{len(self._entries):06d}.tar"
         temporary = self._shard.enter_context(atomic_path(self._path))
-        file = self._shard.enter_context(open(temporary, "wb"))  # noqa: SIM115 -- the stack closes it
+        file = self._shard.enter_context(open(temporary, "wb"))
         self._tar = TarWriter(file)
         return self._tar
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +16,10 @@ from encoder.pooling import Pooling, pool
 from encoder.tokenizer import train_wordpiece
 
 Side = Literal["query", "passage"]
+
+_TOKENIZING = threading.Lock()
+"""A tokenizer keeps the length of its last call, so two threads that cut at different lengths would mix them up:
+one reads ahead for training while another evaluates. One lock for all encoders, so that they can be copied."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +72,10 @@ class Encoder(nn.Module):
         super().__init__()
         if getattr(backbone, "pooler", None) is not None:
             backbone.pooler = None
-        if settings.max_tokens > (limit := _position_limit(backbone)):
-            raise UserError(f"encoder max_tokens {settings.max_tokens} is more than this backbone's {limit}; lower it")
+        if settings.max_tokens > (limit := position_limit(backbone)):
+            raise UserError(
+                f"encoder max_tokens {settings.max_tokens} is more than this backbone's {limit}; lower it"
+            )
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.settings = settings
@@ -97,14 +104,13 @@ class Encoder(nn.Module):
         prompt = self.settings.query_prompt if side == "query" else self.settings.passage_prompt
         longest = min(max_tokens or self.settings.max_tokens, self.settings.max_tokens)
         prompted = [prompt + text for text in texts] if prompt else list(texts)
-        encoded = self.tokenizer(prompted, truncation=True, max_length=longest, return_attention_mask=False)
+        with _TOKENIZING:
+            encoded = self.tokenizer(prompted, truncation=True, max_length=longest, return_attention_mask=False)
         ids: list[list[int]] = encoded["input_ids"]
         return ids
 
 
-def scratch_encoder(
-    config: ScratchConfig, settings: EncoderSettings, texts: Iterable[str], *, seed: int
-) -> Encoder:
+def scratch_encoder(config: ScratchConfig, settings: EncoderSettings, texts: Iterable[str], *, seed: int) -> Encoder:
     """Train a tokenizer on `texts` and build a randomly initialised encoder around it."""
     tokenizer = train_wordpiece(texts, vocab_size=config.vocab_size, max_tokens=settings.max_tokens)
     bert = BertConfig(
@@ -132,7 +138,7 @@ def reinitialised(encoder: Encoder, *, seed: int) -> Encoder:
     return Encoder(backbone, encoder.tokenizer, encoder.settings).eval()
 
 
-def _position_limit(backbone: PreTrainedModel) -> int:
+def position_limit(backbone: PreTrainedModel) -> int:
     """Return the longest input that the backbone's position table holds; without a table, a very large number."""
     limit = getattr(backbone.config, "max_position_embeddings", None) or 1 << 30
     # RoBERTa and its kin start counting positions behind the padding id.

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoTokenizer, logging as transformers_loggi
 
 from data_shards.atomic import atomic_dir, read_json, sha256_file, write_json
 from data_shards.errors import UserError
-from encoder.model import Encoder, EncoderSettings
+from encoder.model import Encoder, EncoderSettings, position_limit
 from encoder.pooling import Pooling
 
 _POOLING_KEYS: dict[Pooling, str] = {
@@ -20,6 +20,8 @@ _POOLING_KEYS: dict[Pooling, str] = {
     "last": "pooling_mode_lasttoken",
 }
 _MODULE = "sentence_transformers.models."
+_PASSAGE_PROMPTS = ("document", "passage", "corpus")
+"""Names under which sentence-transformers looks for the prompt of a passage, in this order."""
 # What decides a vector: anything else in the folder (a README, our own stamp) may change freely.
 _HASHED = ("*.safetensors", "config.json", "tokenizer.json", "sentence_bert_config.json", "1_Pooling/config.json")
 _HASHED_MODULES = ("modules.json", "config_sentence_transformers.json")
@@ -46,7 +48,9 @@ def save_snapshot(encoder: Encoder, path: Path, *, step: int = 0) -> str:
             {"idx": k, "name": str(k), "path": paths[k], "type": _MODULE + name} for k, name in enumerate(modules)
         ]
         write_json(folder / "modules.json", rows)
-        write_json(folder / "sentence_bert_config.json", {"max_seq_length": settings.max_tokens, "do_lower_case": False})
+        write_json(
+            folder / "sentence_bert_config.json", {"max_seq_length": settings.max_tokens, "do_lower_case": False}
+        )
         pooling = {key: mode == settings.pooling for mode, key in _POOLING_KEYS.items()}
         write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": encoder.dim, **pooling})
         if settings.normalize:
@@ -114,13 +118,13 @@ def load_encoder(name_or_path: str | Path, *, settings: EncoderSettings | None =
     finally:
         transformers_logging.set_verbosity(previous)
     if settings is None:
-        settings = _read_settings(path) if path.is_dir() else EncoderSettings()
+        settings = _read_settings(path, position_limit(backbone)) if path.is_dir() else EncoderSettings()
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Encoder(backbone.float(), tokenizer, settings).eval()
 
 
-def _read_settings(path: Path) -> EncoderSettings:
+def _read_settings(path: Path, longest: int) -> EncoderSettings:
     """Read pooling, prompts and length from a sentence-transformers folder; a plain folder gets the defaults."""
     if not (path / "modules.json").exists():
         return EncoderSettings()
@@ -134,9 +138,9 @@ def _read_settings(path: Path) -> EncoderSettings:
     return EncoderSettings(
         pooling=_read_pooling(path / modules[1]["path"] / "config.json"),
         normalize="Normalize" in names,
-        max_tokens=int(lengths.get("max_seq_length") or min(tokenizer.get("model_max_length", 512), 1 << 16)),
+        max_tokens=int(lengths.get("max_seq_length") or min(tokenizer.get("model_max_length") or longest, longest)),
         query_prompt=prompts.get("query", ""),
-        passage_prompt=prompts.get("document", ""),
+        passage_prompt=next((prompts[name] for name in _PASSAGE_PROMPTS if name in prompts), ""),
     )
 
 
@@ -145,7 +149,7 @@ def _read_pooling(path: Path) -> Pooling:
     config = read_json(path)
     named = {"mean": "mean", "cls": "cls", "lasttoken": "last"}.get(str(config.get("pooling_mode")))
     chosen = [mode for mode, key in _POOLING_KEYS.items() if config.get(key) or mode == named]
-    if len(chosen) != 1:
+    if len(chosen) != 1 or config.get("include_prompt") is False:
         raise UserError(f"{path} asks for a pooling that Dipole does not read: {json.dumps(config)}")
     return chosen[0]
 

@@ -47,7 +47,7 @@ class IndexConfig:
     """How an index is built."""
 
     factory: str = "auto"
-    """FAISS factory string. `auto`: exact (`Flat`) up to `flat_up_to` rows, then `IVF…,SQfp16`, see `auto_factory`."""
+    """FAISS factory string. `auto`: exact (`Flat`) up to `flat_up_to` rows, then `IVF…,SQfp16`: see `auto_factory`"""
     flat_up_to: int = 5_000
     """Largest corpus that `auto` searches exactly."""
     wanted_recall: float = 0.95

@@ -6,10 +6,12 @@ import logging
 import os
 import secrets
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
+from types import FrameType
 from typing import Any
 
 from data_shards.errors import UserError
@@ -33,34 +35,53 @@ def ray_session(cpus: int, address: str | None) -> Iterator[None]:
     Raises:
         UserError: no cluster answers at `address`.
     """
-    with _environment({} if address else _embedded_environment()):
-        import ray  # only now: what is set above is read when Ray is imported
-
-        if ray.is_initialized():
-            yield
-            return
-        options: dict[str, Any] = {"address": address}
-        if address is None:
-            options = {
-                "address": "local",  # without it Ray may join another cluster on this host
-                "num_cpus": cpus,
-                "num_gpus": 0,
-                "include_dashboard": False,
-                "object_store_memory": _OBJECT_STORE_BYTES,
-            }
-        _keep_off_stdout()
-        with _sigterm_kept():
-            try:
-                ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
-            except ConnectionError as error:
-                first_line = str(error).strip().splitlines()[0]
-                raise UserError(
-                    f"no Ray cluster at {address!r} ({first_line}); leave the address out to use this host"
-                ) from error
-    try:
+    environment = {} if address else _embedded_environment()
+    with _environment(environment):
+        import ray  # only now: some of it is read when Ray is imported
+    if ray.is_initialized():
         yield
-    finally:
-        ray.shutdown()
+        return
+    with ExitStack() as stack:
+        stack.callback(ray.shutdown)  # should the start fail half-way
+        stack.enter_context(_sigterm_unwinds())
+        with _environment(environment):
+            family = _start(cpus, address)
+        stack.enter_context(_end_with_this_process(family))
+        stack.callback(ray.shutdown)  # still watched: a second signal may cut it short
+        yield
+
+
+def _start(cpus: int, address: str | None) -> list[int]:
+    """Start or join Ray; return the processes that were started."""
+    import psutil
+    import ray
+
+    options: dict[str, Any] = {"address": address}
+    if address is None:
+        options = {
+            "address": "local",  # without it Ray may join another cluster on this host
+            "num_cpus": cpus,
+            "num_gpus": 0,
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+        }
+    _keep_off_stdout()
+    handler = _sigterm_handler()
+    try:
+        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"no Ray cluster at {address!r} ({reason}); leave the address out to use this host"
+        ) from error
+    _set_sigterm_handler(handler)  # Ray's own drains for up to 30 s before it lets the process go
+    if address is not None:
+        return []
+    place = os.path.dirname(ray.__file__)
+    daemons = [
+        child for child in psutil.Process().children() if any(part.startswith(place) for part in child.cmdline())
+    ]
+    return [child.pid for daemon in daemons for child in (daemon, *daemon.children(recursive=True))]
 
 
 @cache
@@ -81,7 +102,7 @@ def _embedded_environment() -> dict[str, str]:
 
 @contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables; processes that are started afterwards do not inherit them."""
+    """Set environment variables for a while: processes of other kinds, started later, do not inherit them."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -95,16 +116,46 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _sigterm_kept() -> Iterator[None]:
-    """Undo the SIGTERM handler that Ray installs: it drains for up to 30 s before it lets the process go."""
-    if threading.current_thread() is not threading.main_thread():
+def _end_with_this_process(pids: list[int]) -> Iterator[None]:
+    """Should this process be killed outright, have a shell kill those: two of Ray's stay on for a minute otherwise.
+
+    The shell waits on a pipe whose other end is ours. A line through it means that all is well; its end, that we are
+    gone.
+    """
+    if not pids:
         yield
         return
-    before = signal.getsignal(signal.SIGTERM)
+    command = ["sh", "-c", 'read -r _ || kill -9 "$@" 2>/dev/null', "sh", *map(str, pids)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as watch:
+        try:
+            yield
+        finally:
+            watch.communicate(b"\n")
+
+
+@contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """Let SIGTERM leave the block in order, unless the caller handles it; afterwards it does what it did before."""
+    before = _sigterm_handler()
+    if before is signal.SIG_DFL:
+        _set_sigterm_handler(_unwind)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        _set_sigterm_handler(before)
+
+
+def _unwind(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _sigterm_handler() -> Any:
+    return signal.getsignal(signal.SIGTERM)
+
+
+def _set_sigterm_handler(handler: Any) -> None:
+    if threading.current_thread() is threading.main_thread() and handler is not None:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _keep_off_stdout() -> None:

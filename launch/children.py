@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -54,10 +54,8 @@ class Child:
         """Ask, wait, then kill the whole session. Nothing of it is left afterwards."""
         self.ask_to_stop()
         self.wait(grace_s)
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process.wait()
         self._out.close()
 
@@ -65,11 +63,6 @@ class Child:
         """Return the end of the log."""
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
         return "\n".join(text.splitlines()[-count:])
-
-
-def wait_until(done: float, tick_s: float = 0.1) -> None:
-    """Sleep a tick, but not past a moment of the monotonic clock."""
-    time.sleep(max(0.0, min(tick_s, done - time.monotonic())))
 
 
 def _die_with_parent() -> None:

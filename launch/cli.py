@@ -81,20 +81,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _call(name: str, arguments: list[str]) -> dict[str, Any]:
-    import tyro
+    from launch.parsing import parse
 
     module, kind, _ = _VERBS[name]
     verb = getattr(importlib.import_module(module), kind)
     if not hasattr(verb, "run_with"):
-        parsed = cast(Verb, tyro.cli(verb, args=arguments, prog=f"dipole {name}"))
-        return dict(parsed.run())
-    plain = [word for word in arguments if not _is_override(word)]
-    parsed = tyro.cli(verb, args=plain, prog=f"dipole {name}")
-    return dict(cast(TakesOverrides, parsed).run_with([word for word in arguments if _is_override(word)]))
+        parsed: Any = parse(verb, arguments, prog=f"dipole {name}")
+        return dict(cast(Verb, parsed).run())
+    plain, overrides = _split_overrides(arguments)
+    parsed = parse(verb, plain, prog=f"dipole {name}")
+    return dict(cast(TakesOverrides, parsed).run_with(overrides))
 
 
-def _is_override(word: str) -> bool:
-    return word.startswith("--") and "." in word.partition("=")[0]
+def _split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Take `--section.field=value` and `--section.field value` out of the arguments."""
+    plain: list[str] = []
+    overrides: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("--") or "." not in word.partition("=")[0]:
+            plain.append(word)
+        elif "=" in word:
+            overrides.append(word)
+        else:
+            overrides.append(f"{word}={next(words, '')}")
+    return plain, overrides
 
 
 def _split(words: list[str]) -> tuple[str | None, list[str]]:

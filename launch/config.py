@@ -5,10 +5,8 @@ Each section is the dataclass of the room that it configures; only this file put
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
-import io
 import sys
 import typing
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ from data_shards.errors import UserError
 from encoder.model import EncoderSettings, ScratchConfig
 from index_build.index import IndexConfig
 from index_build.mine import MiningConfig
+from launch.parsing import parse
 from train.batches import BatchConfig
 from train.dev import DevConfig
 from train.engine import EngineConfig
@@ -132,18 +131,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
             does not fit.
     """
     arguments = [*(_flatten(_read_toml(path), path) if path else []), *_check_overrides(overrides)]
-    complaints = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(complaints), contextlib.redirect_stderr(complaints):
-            return tyro.cli(
-                RunConfig,
-                args=arguments,
-                config=(tyro.conf.FlagConversionOff, tyro.conf.SuppressConsole)
-                if hasattr(tyro.conf, "SuppressConsole")
-                else (tyro.conf.FlagConversionOff,),
-            )
-    except SystemExit:
-        raise UserError(_one_line(complaints.getvalue())) from None
+    return parse(RunConfig, arguments, prog="config", config=(tyro.conf.FlagConversionOff,))
 
 
 def to_toml(config: RunConfig) -> str:
@@ -157,7 +145,7 @@ def to_toml(config: RunConfig) -> str:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return dict(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(f"config {path} does not exist; configs/ holds commented examples") from None
     except IsADirectoryError:
@@ -206,12 +194,3 @@ def _suggest(key: str) -> str:
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"sections are {', '.join(dict.fromkeys(k.split('.')[0] for k in known))}"
-
-
-def _one_line(box: str) -> str:
-    """Take the frame and the line breaks off tyro's message."""
-    words = " ".join(line.strip(" │╭╮╰╯─") for line in box.splitlines()).split()
-    text = " ".join(words)
-    for noise in ("Parsing error ", "─"):
-        text = text.replace(noise, "")
-    return text.split(" For full helptext")[0].strip() or "the config does not fit its types"

@@ -26,7 +26,8 @@ _GRACE_S = 60.0
 """From asking to killing: a step, a checkpoint."""
 _TICK_S = 0.2
 
-OnEvent = Callable[[dict[str, Any]], None]
+Row = dict[str, Any]
+OnEvent = Callable[[Row], None]
 
 
 class TrainingFailedError(RuntimeError):
@@ -64,39 +65,50 @@ def train_here(config: RunConfig, *, resume: bool = False, on_event: OnEvent = l
         if config.refresh.first_step:
             children.append(_start_miner(run))
         with _stop_on_signal() as stop, _follow(run.metrics) as rows:
-            _watch(children, stop, lambda: [on_event(row) for row in rows()])
+            dead = _watch(children, stop, rows, on_event)
     finally:
         for child in children:
             child.end(_GRACE_S)
-    return _outcome(run, children)
+    return _outcome(run, children[0], dead)
 
 
-def _watch(children: list[Child], stop: list[int], report: Callable[[], Any]) -> None:
-    """Return when the ranks are done, or when anything failed; the caller ends what is left."""
+def _watch(children: list[Child], stop: list[int], rows: Callable[[], list[Row]], on_event: OnEvent) -> Child | None:
+    """Return when the ranks are done, or when anything failed; the caller ends what is left.
+
+    Returns:
+        Who ended before the ranks without being asked to, if anyone did.
+    """
     ranks, *others = children
     asked = False
     while ranks.wait(_TICK_S) is None:
-        report()
+        _pass_on(rows(), on_event)
         if stop and not asked:
             asked = True
             _log.info("stopping after this step; the run can be resumed")
             ranks.ask_to_stop()
-        if any(child.exit_code() is not None for child in others) and not asked:
-            return
-    report()
+        if not asked and (dead := next((child for child in others if child.exit_code() is not None), None)):
+            return dead
+    _pass_on(rows(), on_event)
+    return None
 
 
-def _outcome(run: RunFolder, children: list[Child]) -> Outcome:
+def _pass_on(rows: list[Row], on_event: OnEvent) -> None:
+    for row in rows:
+        on_event(row)
+
+
+def _outcome(run: RunFolder, ranks: Child, dead: Child | None) -> Outcome:
     if run.done.exists():
         return Outcome(run=run, finished=True, step=read_json(run.done)["steps"])
-    if run.stopped.exists():
+    # Ranks that were stopped because another died leave the same flag as those that a person stopped.
+    if run.stopped.exists() and dead is None:
         return Outcome(run=run, finished=False, step=read_json(run.stopped)["step"])
     if run.failure.exists():
         failure = read_json(run.failure)
         if failure["user_error"]:
             raise UserError(failure["cause"])
-        raise TrainingFailedError(f"rank {failure['rank']}: {failure['cause']}\n(log: {children[0].log})")
-    culprit = next((child for child in children[1:] if child.exit_code() not in (0, -signal.SIGTERM)), children[0])
+        raise TrainingFailedError(f"rank {failure['rank']}: {failure['cause']}\n(log: {ranks.log})")
+    culprit = dead or ranks
     raise TrainingFailedError(f"the {culprit.name} ended (exit code {culprit.exit_code()}):\n{culprit.last_lines()}")
 
 

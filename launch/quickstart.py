@@ -24,7 +24,12 @@ _TINY_PAIRS = 600
 _TINY = ("--train.steps=12", "--batch.batch_size=64", "--dev.every_steps=6", "--train.checkpoint_every_steps=6")
 _TINY_MINING = ("--refresh.first_step=6", "--refresh.every_steps=3", "--index.factory=IVF16,SQ8")
 # A pretrained encoder is larger and has less to learn: fewer, gentler steps, or two cores take an hour.
-_PRETRAINED = ("--train.epochs=1", "--optimizer.learning_rate=5e-5", "--refresh.first_step=8", "--refresh.every_steps=6")
+_PRETRAINED = (
+    "--train.epochs=1",
+    "--optimizer.learning_rate=5e-5",
+    "--refresh.first_step=8",
+    "--refresh.every_steps=6",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +47,7 @@ class Quickstart:
     compare: bool = False
     """Train a second time without refreshed negatives, and say which was better."""
     tiny: bool = False
-    """A tenth of the data and a few steps: shows that everything works, in about a minute; its numbers mean nothing."""
+    """A tenth of the data and a few steps: a minute that shows that everything works. Its numbers mean nothing."""
     ranks: int = 2
     """Training processes."""
 
@@ -78,7 +83,11 @@ class Quickstart:
 
         data = out / "data"
         arguments = [f"--run.out={out / 'run'}", f"--run.ranks={self.ranks}"]
-        arguments += [f"--data.pairs={data / 'train'}", f"--data.corpus={data / 'corpus'}", f"--dev.data={data / 'beir'}"]
+        arguments += [
+            f"--data.pairs={data / 'train'}",
+            f"--data.corpus={data / 'corpus'}",
+            f"--dev.data={data / 'beir'}",
+        ]
         if self.model:
             load_encoder(self.model)  # a wrong name should not first cost the time of making the data
             arguments += [f"--encoder.model={self.model}", *_PRETRAINED]
@@ -142,5 +151,3 @@ def _stopped(outcome: Outcome) -> dict[str, Any]:
 
 def _stage(number: int, what: str) -> None:
     _log.info("[%d/5] %s", number, what)
-
-

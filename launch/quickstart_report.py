@@ -74,8 +74,7 @@ def finish(
     )
     write_report(run.root, result, out / "report.html", title="Dipole quickstart", about=about, index=index.to_dict())
     shown = ("seconds", "pairs", "passages", "steps", "world_size", "negatives_versions", "metrics", "index")
-    answer = {name: result[name] for name in (*shown, "examples", "wandb_dir", "snapshot", "index_dir", "report")}
-    return answer
+    return {name: result[name] for name in (*shown, "examples", "wandb_dir", "snapshot", "index_dir", "report")}
 
 
 def _metrics(data: DocstringData, outcome: Outcome, plain: Outcome | None) -> dict[str, Mapping[str, float]]:
@@ -127,5 +126,3 @@ def _similarity(outcome: Outcome, data: DocstringData) -> dict[str, dict[str, li
             "negative": np.einsum("qd,qd->q", query_qD, np.roll(passage_qD, 1, axis=0)).round(4).tolist(),
         }
     return similarity
-
-

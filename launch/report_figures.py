@@ -165,7 +165,8 @@ def draw_similarity(similarity: Mapping[str, Mapping[str, Sequence[float]]], wid
         for kind in ("negative", "positive")
     }
     everything = np.concatenate(list(arrays.values()))
-    edges = np.linspace(everything.min() - 0.02, everything.max() + 0.02, 61)
+    bins = int(np.clip(1.5 * min(map(len, arrays.values())) ** 0.5, 16, 60))
+    edges = np.linspace(everything.min() - 0.02, everything.max() + 0.02, bins + 1)
     for axes, moment in zip(panels, moments, strict=True):
         for kind, colour in (("negative", WARM), ("positive", ACCENT)):
             _distribution(axes, arrays[moment, kind], edges, colour)

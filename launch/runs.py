@@ -36,6 +36,8 @@ def prepare_run(config: RunConfig, *, resume: bool) -> RunFolder:
     if run.identity.exists():
         _check_resume(run, config, resume)
         return run
+    if run.root.exists() and not run.root.is_dir():
+        raise UserError(f"{run.root} is a file, wanted a folder for the run; choose another run.out")
     if run.root.exists() and any(run.root.iterdir()):
         raise UserError(f"{run.root} is not empty and holds no run; choose another run.out")
     if resume:
@@ -47,7 +49,9 @@ def prepare_run(config: RunConfig, *, resume: bool) -> RunFolder:
     absolute = dataclasses.replace(
         config,
         run=dataclasses.replace(config.run, out=str(run.root)),
-        data=dataclasses.replace(config.data, pairs=_absolute(config.data.pairs), corpus=_absolute(config.data.corpus)),
+        data=dataclasses.replace(
+            config.data, pairs=_absolute(config.data.pairs), corpus=_absolute(config.data.corpus)
+        ),
         dev=dataclasses.replace(config.dev, data=_absolute(config.dev.data)),
     )
     with atomic_path(run.config) as temporary:
@@ -102,7 +106,9 @@ def _check_data(config: RunConfig) -> tuple[PairDataset, CorpusDataset | None]:
     pairs = PairDataset(Path(config.data.pairs))
     corpus = CorpusDataset(Path(config.data.corpus)) if config.data.corpus else None
     if config.refresh.first_step and corpus is None:
-        raise UserError("refresh.first_step asks for mining, which needs data.corpus; set it, or refresh.first_step = 0")
+        raise UserError(
+            "refresh.first_step asks for mining, which needs data.corpus; set it, or refresh.first_step = 0"
+        )
     if config.dev.data:
         DevSet(config.dev)
     return pairs, corpus

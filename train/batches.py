@@ -62,7 +62,14 @@ class BatchLoader:
     """Yields one rank's batches of a stretch of steps."""
 
     def __init__(
-        self, *, dataset: PairDataset, order: GlobalOrder, encoder: Encoder, config: BatchConfig, rank: int, world: int
+        self,
+        *,
+        dataset: PairDataset,
+        order: GlobalOrder,
+        encoder: Encoder,
+        config: BatchConfig,
+        rank: int,
+        world: int,
     ) -> None:
         """Keep the parts; nothing is read yet.
 

@@ -96,7 +96,9 @@ def latest_checkpoint(root: Path) -> tuple[Path, TrainState] | None:
     return None
 
 
-def check_fits(state: TrainState, *, engine: str, world_size: int, dataset_id: str, batch_size: int, seed: int) -> None:
+def check_fits(
+    state: TrainState, *, engine: str, world_size: int, dataset_id: str, batch_size: int, seed: int
+) -> None:
     """Refuse to resume what would not be the same run.
 
     Raises:

@@ -43,7 +43,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return rows
-    return cast(Tensor, _GatherRows.apply(rows))
+    return cast(Tensor, _GatherRows.apply(rows))  # type: ignore[no-untyped-call]
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -98,4 +98,4 @@ class _GatherRows(torch.autograd.Function):
         # the vectors are small beside the gradients that DDP reduces anyway.
         total = gradients[0].contiguous().clone()
         dist.all_reduce(total)
-        return total.split(ctx.counts)[rank()]
+        return cast(Tensor, total.split(ctx.counts)[rank()])

@@ -73,7 +73,7 @@ class Engine(Protocol):
 def bfloat16_pays(device: torch.device) -> bool:
     """Whether the device computes bfloat16 matrix products in hardware."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and "avx512_bf16" in _cpu_flags()
 
 
@@ -168,7 +168,7 @@ class _DdpEngine:
 
     def load(self, folder: Path) -> None:
         self._encoder.load_state_dict(load_file(folder / "encoder.safetensors"))
-        state = torch.load(folder / "optimizer.pt", map_location=self.device, weights_only=True)
+        state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
         self._optimizer.load_state_dict(state)
 
 

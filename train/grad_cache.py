@@ -54,8 +54,9 @@ def cached_step(backend: Backend, batch: StepBatch, config: LossConfig, *, seed:
     query_bD.requires_grad_(True)
     passage_nD.requires_grad_(True)
     output = info_nce(query_bD, passage_nD, batch.labels.to(backend.device), config)
-    output.loss.backward()  # type: ignore[no-untyped-call]
-    assert query_bD.grad is not None and passage_nD.grad is not None
+    output.loss.backward()
+    assert query_bD.grad is not None
+    assert passage_nD.grad is not None
     gradients = [query_bD.grad] * len(batch.queries) + [passage_nD.grad] * len(batch.passages)
     backwards = max_over_ranks(len(chunks), backend.device) if backend.equal_backwards else len(chunks)
     for k in range(backwards):

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -213,12 +214,12 @@ class _Loop:
                     "negatives_age_steps": self._age(batch.step),
                 },
             )
-        return asked > 0
+        return bool(asked > 0)
 
     def _stretches(self) -> Iterator[tuple[int, int, int]]:
         """Yield (first step, last step + 1, negatives version) from where the run stands."""
         edges = [0, *self.borders, self.total]
-        for version, (start, stop) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        for version, (start, stop) in enumerate(pairwise(edges)):
             if self.state.step < stop:
                 yield max(start, self.state.step), stop, version
 
@@ -238,6 +239,7 @@ class _Loop:
                 to_step=stop,
             )
             request.write(self.job.run)
+        barrier()  # else another rank may still see that the miner failed, in the run that this one resumes
         negatives = wait_for_version(
             self.job.run,
             version,
@@ -247,7 +249,8 @@ class _Loop:
         )
         if negatives is not None:
             self.state = replace(self.state, negatives_version=version)
-            self._log_refresh(negatives, time.monotonic() - began)
+            if start == border:  # a run that resumes later in the stretch has logged it
+                self._log_refresh(negatives, time.monotonic() - began)
         self.step_started = time.monotonic()
         return negatives
 

@@ -60,7 +60,7 @@ class LossOutput:
     loss: Tensor
     """Scalar. Its mean over ranks is the loss of the global batch; see `info_nce` for its gradient."""
     sums: dict[str, Tensor]
-    """Detached scalars: loss, accuracy, positive_score, hard_score, masked, queries, hard_queries."""
+    """Detached scalars: loss, accuracy, positive_score, hardest_negative_score, masked, queries; see `_sums`."""
 
 
 def info_nce(query_bD: Tensor, passage_nD: Tensor, labels: Labels, config: LossConfig) -> LossOutput:
@@ -89,7 +89,9 @@ def info_nce(query_bD: Tensor, passage_nD: Tensor, labels: Labels, config: LossC
     loss_b = nn.functional.cross_entropy(logit_bN, column_b, reduction="none")
     weight_b = labels.weight_b.to(wide)
     loss = (loss_b * weight_b).sum() * (world_size() / sum_over_ranks(weight_b.sum()))
-    return LossOutput(loss=loss, sums=_sums(loss_b, score_bN, logit_bN, column_b, is_positive_bN | masked_bN, masked_bN))
+    return LossOutput(
+        loss=loss, sums=_sums(loss_b, score_bN, logit_bN, column_b, is_positive_bN | masked_bN, masked_bN)
+    )
 
 
 def _known_positives(labels: Labels, passages: int) -> Tensor:

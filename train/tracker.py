@@ -88,12 +88,20 @@ def resolve_mode(mode: str) -> str:
 
 
 def truncate_metrics(path: Path, step: int) -> None:
-    """Drop what was logged for `step` and later: a run that resumes there will log it again."""
-    rows = read_metrics(path)
-    kept = [row for row in rows if row["step"] < step or (row["step"] == step and row["event"] == "dev")]
-    if len(kept) < len(rows):
+    """Drop what was logged for `step` and later: a run that resumes there will log it again.
+
+    A last line cut off by a kill goes too, or the next event would be appended to it and lost with it.
+    """
+    if not path.exists():
+        return
+    # A dev evaluation comes before the checkpoint of its step, but the one before the first step is done again.
+    kept = [
+        row for row in read_metrics(path) if row["step"] < step or (row["step"] == step > 0 and row["event"] == "dev")
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in kept)
+    if text != path.read_text(encoding="utf-8"):
         with atomic_path(path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

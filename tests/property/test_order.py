@@ -122,7 +122,7 @@ def test_epochs_are_counted_in_fractions() -> None:
 @pytest.mark.parametrize(("ranks", "advice"), [(16, "992 or 1008"), (3000, "3000")])
 def test_a_batch_that_does_not_divide_is_refused_with_sizes_that_do(ranks: int, advice: str) -> None:
     order = GlobalOrder(dataset_id="sha256:a", samples=10, batch_size=1000, seed=0)
-    message = f"^global batch 1000 does not divide over {ranks} ranks; set train.batch_size to {advice}$"
+    message = f"^global batch 1000 does not divide over {ranks} ranks; set batch.batch_size to {advice}$"
     with pytest.raises(UserError, match=message):
         order.rank_slice(0, 0, ranks)
 
@@ -130,5 +130,5 @@ def test_a_batch_that_does_not_divide_is_refused_with_sizes_that_do(ranks: int, 
 def test_an_empty_dataset_or_batch_is_refused() -> None:
     with pytest.raises(UserError, match="the dataset has 0 samples"):
         GlobalOrder(dataset_id="sha256:a", samples=0, batch_size=1, seed=0)
-    with pytest.raises(UserError, match=r"train\.batch_size is 0"):
+    with pytest.raises(UserError, match=r"batch\.batch_size is 0"):
         GlobalOrder(dataset_id="sha256:a", samples=1, batch_size=0, seed=0)

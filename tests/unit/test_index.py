@@ -59,7 +59,7 @@ def test_exact_search_by_hand() -> None:
     assert found.scores.tolist() == [[3, 2, -3, -np.inf]]
 
 
-@pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat", "IVF8,SQ8", "PCA8,IVF8,Flat"])
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat", "IVF8,SQ8", "L2norm,IVF8,Flat"])
 def test_found_ids_are_those_of_the_rows(vectors: EmbeddingSet, tmp_path: Path, factory: str) -> None:
     """An ID map over IVF, or rows added out of order, would mix ids up."""
     build_index(vectors, tmp_path, IndexConfig(factory=factory))

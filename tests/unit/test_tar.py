@@ -31,9 +31,11 @@ def damage(path: Path, offset: int, data: bytes) -> None:
         file.write(data)
 
 
-def renamed(name: str) -> bytes:
-    """Return the header of an empty member, with a right checksum, under a name that a writer would refuse."""
-    return tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT)
+def renamed(name: str, size: int = 0) -> bytes:
+    """Return the header of a member, with a right checksum, under a name that a writer may refuse."""
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf(tarfile.USTAR_FORMAT)
 
 
 def test_a_sample_costs_one_header(shard: Path) -> None:
@@ -74,6 +76,21 @@ def test_members_of_one_key_are_one_sample(tmp_path: Path) -> None:
 )
 def test_a_name_is_split_at_the_first_dot_of_its_last_part(name: str, wanted: tuple[str, str]) -> None:
     assert split_name(name) == wanted
+
+
+def test_sizes_beyond_the_octal_field_are_read(tmp_path: Path) -> None:
+    """As PAX writes them, in a record before the member, and as GNU does, in base 256."""
+    record = tarfile.TarInfo("x")
+    record.type, record.size = b"x", len(b"9 size=3\n")
+    pax = record.tobuf(tarfile.USTAR_FORMAT) + b"9 size=3\n".ljust(512, b"\0") + renamed("a.json")
+    gnu = bytearray(renamed("b.json"))
+    gnu[124:136] = b"\x80" + (2).to_bytes(11, "big")
+    gnu[148:156] = b"%06o\0 " % (sum(gnu) - sum(gnu[148:156]) + 8 * 32)
+    path = tmp_path / "s.tar"
+    path.write_bytes(pax + b"abc".ljust(512, b"\0") + gnu + b"de".ljust(512, b"\0") + bytes(1024))
+    assert scan_offsets(path).tolist() == [0, 2048, 3072]
+    assert read_span(path.read_bytes()[:2048], path, 0) == {"json": b"abc"}
+    assert read_span(path.read_bytes()[2048:3072], path, 2048) == {"json": b"de"}
 
 
 def test_an_empty_archive_has_no_sample(tmp_path: Path) -> None:
@@ -181,9 +198,10 @@ def test_many_headers_are_verified_at_once(shard: Path) -> None:
         (1024 + 130, b"7"),  # size
         (1024 + 150, b"9"),  # the checksum itself
         (1024, bytes(512)),
-        (1024, renamed("b/../x.json")),
-        (1024, renamed("/x.json")),
-        (1024, renamed("p" * 90 + "/" + "q" * 90 + ".json")),
+        (1024, renamed("b/../x.json", 512)),
+        (1024, renamed("/x.json", 512)),
+        (1024, renamed("p" * 90 + "/" + "q" * 90 + ".json", 512)),
+        (1024, renamed("b.json", 513)),
     ],
 )
 def test_what_is_not_plain_is_left_to_the_careful_reader(shard: Path, offset: int, data: bytes) -> None:

@@ -211,6 +211,21 @@ def test_damage_under_a_sidecar_is_named(
     assert (caught.value.path, caught.value.offset) == (path, offset)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_nothing_is_lost_silently(pairs: Path) -> None:
+    """Invariant 9: where plain webdataset drops half a shard without a word, ours names the place."""
+    webdataset = pytest.importorskip("webdataset")
+    path, offset = pairs / "train-000001.tar", int(ShardReader(pairs / "train-000001.tar").offsets[5])
+    flip(path, offset, b"z")
+    assert len(list(webdataset.WebDataset([str(path)], shardshuffle=False))) < 10
+    for index in (True, False):
+        if not index:
+            path.with_name(path.name + ".idx").unlink()
+        with pytest.raises(ShardCorruptError, match="corrupt header") as caught:
+            list(PairDataset(pairs))
+        assert (caught.value.path, caught.value.offset) == (path, offset)
+
+
 def test_a_truncated_shard_is_named(pairs: Path) -> None:
     path = pairs / "train-000001.tar"
     size = path.stat().st_size

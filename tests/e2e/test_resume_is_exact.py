@@ -1,0 +1,124 @@
+"""Invariant 3: killed at any moment and resumed, a run is the run that was never killed, bit for bit."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from data_shards.order import GlobalOrder
+from data_shards.reader import PairDataset
+from tests.e2e.conftest import dipole, tiny_toml
+from tests.e2e.watching import Watched, losses, steps_logged
+
+pytestmark = [pytest.mark.distributed, pytest.mark.ray]
+_MINING = ["[refresh]\nfirst_step = 5\nevery_steps = 3", "[mining]\nmax_relative_score = 1.0", "[workers]\ncount = 1"]
+
+
+@pytest.fixture(scope="module")
+def mined_config(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny config with refreshes before steps 5, 8 and 11: versions must be exact too."""
+    path = tmp_path_factory.mktemp("config") / "mined.toml"
+    path.write_text(tiny_toml(data, _MINING))
+    return path
+
+
+@pytest.fixture(scope="module")
+def start(mined_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped after its first steps: all others continue copies of it, from the same weights."""
+    run = tmp_path_factory.mktemp("start") / "run"
+    watched = Watched("train", mined_config, "--out", run)
+    watched.wait_for(lambda: steps_logged(run) >= 1)
+    watched.process.send_signal(signal.SIGTERM)
+    assert watched.wait()[0] == 75
+    return run
+
+
+def _copy(start: Path, to: Path) -> Path:
+    """Copy a run to another place and tell its config so."""
+    shutil.copytree(start, to, symlinks=True)
+    config = to / "config.toml"
+    config.write_text(config.read_text().replace(str(start), str(to)))
+    return to
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, left alone to its end."""
+    run = _copy(start, tmp_path_factory.mktemp("uninterrupted") / "run")
+    answer = dipole("train", run / "config.toml", "--resume")
+    assert answer["steps"] == 12
+    assert sorted(path.name for path in (run / "negatives").iterdir()) == ["v000001", "v000002", "v000003"]
+    return run
+
+
+def _assert_same(run: Path, wanted: Path) -> None:
+    assert losses(run) == losses(wanted)
+    assert sorted(losses(run)) == list(range(12))
+    found, expected = (load_file(where / "snapshots/final/model.safetensors") for where in (run, wanted))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert (found[name] == value).all(), name
+
+
+@pytest.mark.parametrize(("at_step", "victim"), [(4, "rank"), (6, "command"), (9, "rank")])
+def test_resume_is_exact_after_kill_9(start: Path, uninterrupted: Path, tmp_path: Path, at_step: int, victim: str):
+    run = _copy(start, tmp_path / "run")
+    watched = Watched("train", run / "config.toml", "--resume")
+    try:
+        watched.wait_for(lambda: steps_logged(run) >= at_step)
+        (watched.rank(1) if victim == "rank" else watched.process).kill()
+        code, _ = watched.wait()
+        assert code == (1 if victim == "rank" else -signal.SIGKILL)
+        assert watched.ends_within(60) == []
+    finally:
+        watched.clean_up()
+    assert not (run / "done.json").exists(), "it should have been killed before its end"
+    dipole("train", run / "config.toml", "--resume")
+    _assert_same(run, uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_stop_leaves_no_process_and_a_run_that_resumes(
+    start: Path, uninterrupted: Path, tmp_path: Path, number: signal.Signals
+):
+    run = _copy(start, tmp_path / "run")
+    watched = Watched("train", run / "config.toml", "--resume")
+    try:
+        watched.wait_for(lambda: steps_logged(run) >= 6)
+        watched.process.send_signal(number)
+        code, output = watched.wait()
+        assert code == 75, output
+        assert f"go on with: dipole train {run / 'config.toml'} --resume" in output
+        assert watched.ends_within(10) == []
+    finally:
+        watched.clean_up()
+    dipole("train", run / "config.toml", "--resume")
+    _assert_same(run, uninterrupted)
+
+
+def test_resumed_at_another_world_size_the_order_is_the_same(start: Path, uninterrupted: Path, tmp_path: Path):
+    """One rank instead of two: same samples in the same steps, so nearly the same losses (other summation order).
+
+    Dropout is drawn by each rank for itself, so the losses are near, not equal.
+    """
+    run = _copy(start, tmp_path / "run")
+    answer = dipole("train", run / "config.toml", "--resume", "--ranks", 1)
+    assert answer["steps"] == 12
+    found, wanted = losses(run), losses(uninterrupted)
+    assert found.keys() == wanted.keys()
+    assert max(abs(found[step] - wanted[step]) for step in range(4)) < 0.2
+    pairs = PairDataset(Path(tiny_pairs(run)))
+    order = GlobalOrder(dataset_id=pairs.dataset_id, samples=len(pairs), batch_size=16, seed=1)
+    for step in range(12):
+        slices = [order.rank_slice(step, rank, 2).tolist() for rank in range(2)]
+        assert sum(slices, []) == order.rank_slice(step, 0, 1).tolist()
+
+
+def tiny_pairs(run: Path) -> str:
+    """Read `data.pairs` from a run's config."""
+    line = next(line for line in (run / "config.toml").read_text().splitlines() if line.startswith("pairs = "))
+    return line.split('"')[1]

@@ -1,0 +1,32 @@
+"""One thread, no network, and a small encoder for the tests that need one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+
+from encoder.model import Encoder
+from encoder.snapshot import load_encoder, save_snapshot
+from tests.unit.tiny import tiny_encoder
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A snapshot that no test may change."""
+    path = tmp_path_factory.mktemp("snapshot") / "tiny"
+    save_snapshot(tiny_encoder(), path, step=7)
+    return path
+
+
+@pytest.fixture
+def encoder(snapshot: Path) -> Encoder:
+    """A fresh encoder for each test, always with the same weights and tokenizer."""
+    return load_encoder(snapshot)
