@@ -59,7 +59,12 @@ class ScratchConfig:
     """Dropout in the hidden layers and on attention."""
 
     def __post_init__(self) -> None:
-        """Check that the heads divide the width."""
+        """Check the sizes."""
+        for name, least in (("layers", 1), ("width", 1), ("heads", 1), ("vocab_size", 100)):
+            if getattr(self, name) < least:
+                raise UserError(f"scratch.{name} must be at least {least}, came {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"scratch.dropout must be at least 0 and below 1, came {self.dropout}")
         if self.width % self.heads:
             raise UserError(f"encoder width {self.width} does not divide over {self.heads} heads")
 

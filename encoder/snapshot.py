@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer, logging as transformers_logging
 
 from data_shards.atomic import atomic_dir, read_json, sha256_file, write_json
@@ -20,8 +21,6 @@ _POOLING_KEYS: dict[Pooling, str] = {
     "last": "pooling_mode_lasttoken",
 }
 _MODULE = "sentence_transformers.models."
-_PASSAGE_PROMPTS = ("document", "passage", "corpus")
-"""Names under which sentence-transformers looks for the prompt of a passage, in this order."""
 # What decides a vector: anything else in the folder (a README, our own stamp) may change freely.
 _HASHED = ("*.safetensors", "config.json", "tokenizer.json", "sentence_bert_config.json", "1_Pooling/config.json")
 _HASHED_MODULES = ("modules.json", "config_sentence_transformers.json")
@@ -40,7 +39,8 @@ def save_snapshot(encoder: Encoder, path: Path, *, step: int = 0) -> str:
     """
     settings = encoder.settings
     with atomic_dir(path) as folder:
-        encoder.backbone.save_pretrained(folder, safe_serialization=True)
+        transformers_logging.disable_progress_bar()
+        encoder.backbone.save_pretrained(folder)
         _save_tokenizer(encoder, folder)
         modules = ["Transformer", "Pooling"] + ["Normalize"] * settings.normalize
         paths = ["", "1_Pooling", "2_Normalize"]
@@ -111,12 +111,19 @@ def load_encoder(name_or_path: str | Path, *, settings: EncoderSettings | None =
     transformers_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), trust_remote_code=False)
-        backbone = AutoModel.from_pretrained(str(name_or_path), trust_remote_code=False, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
+        backbone, loading = AutoModel.from_pretrained(
+            str(name_or_path), trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{name_or_path} is not a model that can be loaded here: {first_line}") from error
     finally:
         transformers_logging.set_verbosity(previous)
+    # transformers fills gaps with random numbers. The pooler is the one part that may be missing: it is not used.
+    if missing := sorted(name for name in loading["missing_keys"] if not name.startswith("pooler.")):
+        raise UserError(
+            f"{name_or_path} is not a whole model: its weights lack {missing[0]} and {len(missing) - 1} more"
+        )
     if settings is None:
         settings = _read_settings(path, position_limit(backbone)) if path.is_dir() else EncoderSettings()
     if tokenizer.pad_token_id is None:
@@ -140,7 +147,7 @@ def _read_settings(path: Path, longest: int) -> EncoderSettings:
         normalize="Normalize" in names,
         max_tokens=int(lengths.get("max_seq_length") or min(tokenizer.get("model_max_length") or longest, longest)),
         query_prompt=prompts.get("query", ""),
-        passage_prompt=next((prompts[name] for name in _PASSAGE_PROMPTS if name in prompts), ""),
+        passage_prompt=prompts.get("document", ""),
     )
 
 

@@ -41,8 +41,7 @@ def evaluate_run(run: Run, qrels: Qrels) -> Metrics:
     judged = {query: grades for query, grades in qrels.items() if any(grade > 0 for grade in grades.values())}
     if not judged:
         raise UserError("no query has a relevant passage; wanted judgements with a grade above 0")
-    answers = {query: run.get(query, {}) for query in judged}
-    values = ir_measures.calc_aggregate(list(_MEASURES.values()), judged, answers)
+    values = ir_measures.calc_aggregate(list(_MEASURES.values()), judged, run)
     return {name: float(values[measure]) for name, measure in _MEASURES.items()}
 
 

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,7 +191,10 @@ def mine(
         folder = write_negatives(negatives_root, manifest, _rows(train, passages, ordinals, drawn))
     _clear(work_dir)
     report = _report(version, folder, drawn, index_facts, seconds)
-    _log.info("negatives %s: %s", folder, asdict(report))
+    _log.info(
+        "%s: %d negatives for %d of %d queries in %.1f s",
+        *(folder, report.negatives, report.queries_with_negatives, report.queries, sum(seconds.values())),
+    )
     return report
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ def ray_session(cpus: int, address: str | None) -> Iterator[None]:
     Raises:
         UserError: no cluster answers at `address`.
     """
+    if address is not None:
+        _refuse_silence(address)
     environment = {} if address else _embedded_environment()
     with _environment(environment):
         import ray  # only now: some of it is read when Ray is imported
@@ -70,10 +73,7 @@ def _start(cpus: int, address: str | None) -> list[int]:
     try:
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"no Ray cluster at {address!r} ({reason}); leave the address out to use this host"
-        ) from error
+        raise _no_cluster(address, error) from error
     _set_sigterm_handler(handler)  # Ray's own drains for up to 30 s before it lets the process go
     if address is not None:
         return []
@@ -82,6 +82,22 @@ def _start(cpus: int, address: str | None) -> list[int]:
         child for child in psutil.Process().children() if any(part.startswith(place) for part in child.cmdline())
     ]
     return [child.pid for daemon in daemons for child in (daemon, *daemon.children(recursive=True))]
+
+
+def _refuse_silence(address: str) -> None:
+    """Refuse an address at which nothing listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():  # `auto` and the like
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str | None, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0]
+    return UserError(f"no Ray cluster at {address!r} ({reason}); leave the address out to use this host")
 
 
 @cache

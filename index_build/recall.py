@@ -109,7 +109,14 @@ def summarise(shares: Float64s, k: int, queries_from: str) -> Recall:
     """Average per-query shares and put an interval around them."""
     value = float(shares.mean()) if len(shares) else 1.0
     low, high = wilson(value, len(shares))
-    return Recall(k=k, value=value, low=low, high=high, queries=len(shares), queries_from=queries_from)
+    return Recall(
+        k=k,
+        value=round(value, 6),
+        low=round(low, 6),
+        high=round(high, 6),
+        queries=len(shares),
+        queries_from=queries_from,
+    )
 
 
 def wilson(share: float, trials: int) -> tuple[float, float]:

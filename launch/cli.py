@@ -5,11 +5,15 @@ Verbs live in files of their own and are imported when they are called, so that 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 from data_shards.errors import UserError
@@ -66,7 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json = "--json" in rest
     _set_up_logging()
     try:
-        answer = _call(name, [word for word in rest if word != "--json"])
+        job = _parse(name, [word for word in rest if word != "--json"])
+        # Libraries print where they like (DeepSpeed warns on stdout at import): stdout is for the answer alone.
+        with contextlib.redirect_stdout(sys.stderr):
+            answer = job()
     except UserError as error:
         return _mistake(error)
     except KeyboardInterrupt:
@@ -80,17 +87,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return exit_code
 
 
-def _call(name: str, arguments: list[str]) -> dict[str, Any]:
+def _parse(name: str, arguments: list[str]) -> Callable[[], dict[str, Any]]:
+    """Return the job that the arguments ask for; `--help` prints and exits here."""
     from launch.parsing import parse
 
     module, kind, _ = _VERBS[name]
     verb = getattr(importlib.import_module(module), kind)
     if not hasattr(verb, "run_with"):
         parsed: Any = parse(verb, arguments, prog=f"dipole {name}")
-        return dict(cast(Verb, parsed).run())
+        return cast(Verb, parsed).run
     plain, overrides = _split_overrides(arguments)
     parsed = parse(verb, plain, prog=f"dipole {name}")
-    return dict(cast(TakesOverrides, parsed).run_with(overrides))
+    return partial(cast(TakesOverrides, parsed).run_with, overrides)
 
 
 def _split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -123,6 +131,8 @@ def _split(words: list[str]) -> tuple[str | None, list[str]]:
 
     asked = " ".join(plain) or words[0]
     near = difflib.get_close_matches(asked, list(_VERBS), n=1) or group[:1]
+    # The second word may be the verb's own argument: `dipole trian run.toml`.
+    near = near or difflib.get_close_matches(words[0], list(_VERBS), n=1)
     hint = f"did you mean `dipole {near[0]}`?" if near else "`dipole --help` lists them"
     raise UserError(f"there is no verb {asked!r}; {hint}")
 
@@ -143,6 +153,8 @@ def _overview(group: list[str]) -> str:
 
 def _set_up_logging() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if not Path("/proc/driver/nvidia").exists():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found no GPU
     for noisy in ("httpx", "faiss", "faiss.loader", "bm25s", "urllib3", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

@@ -171,8 +171,8 @@ class Evaluate:
     """Folder of the encoder; without one only baselines are measured."""
     split: str = "test"
     """Which judgements."""
-    baselines: str = ""
-    """To compare with, comma-separated: `bm25`, and `untrained` (the same architecture with fresh weights)."""
+    baselines: tuple[str, ...] = ()
+    """To compare with, parted by commas or spaces: `bm25`, `untrained` (the same architecture, fresh weights)."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """In which the encoder computes."""
 
@@ -181,7 +181,7 @@ class Evaluate:
         from data_shards.errors import UserError
         from index_build.evaluate import evaluate_beir
 
-        baselines = [name.strip() for name in self.baselines.split(",") if name.strip()]
+        baselines = [name.strip() for name in ",".join(self.baselines).split(",") if name.strip()]
         if self.model is None and not baselines:
             raise UserError("nothing to measure; give --model, --baselines bm25, or both")
         with progress_bar("evaluating") as progress:

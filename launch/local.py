@@ -154,6 +154,8 @@ def _follow(path: Path) -> Iterator[Callable[[], list[dict[str, Any]]]]:
         nonlocal file, rest
         if path.exists() and (file is None or os.fstat(file.fileno()).st_ino != path.stat().st_ino):
             # A resumed run cuts the file back by replacing it.
+            if file:
+                file.close()
             file, rest = open(path, encoding="utf-8"), ""
         *lines, rest = (rest + file.read() if file else "").split("\n")
         return [json.loads(line) for line in lines if line]

@@ -86,7 +86,7 @@ class Mine:
                 root = run.root / "mined"
                 request = request_by_hand(run, config, root)
             report = miner.serve(request, root)
-        return {"negatives": str(root / f"v{request.version:06d}"), **asdict(report)}
+        return asdict(report)
 
 
 @contextmanager

@@ -88,7 +88,7 @@ class TrainJob:
 
 
 class TrainingDivergedError(RuntimeError):
-    """The loss is no number any more."""
+    """The loss or its gradient is no number any more."""
 
 
 def train(job: TrainJob) -> int:
@@ -99,7 +99,7 @@ def train(job: TrainJob) -> int:
 
     Raises:
         UserError: the config does not fit the data, the checkpoint or this machine.
-        TrainingDivergedError: the loss became NaN or infinite.
+        TrainingDivergedError: the loss or its gradient became NaN or infinite.
     """
     loop = _Loop(job)
     exit_code = 1
@@ -189,11 +189,12 @@ class _Loop:
         total = dict(zip(names, sums, strict=True))
         queries = total.pop("queries")
         loss = total["loss"] / queries
-        if not math.isfinite(loss):
-            raise TrainingDivergedError(
-                f"the loss of step {batch.step} is {loss}; the newest checkpoint is from before it. Lower "
-                "optimizer.learning_rate, or set engine.precision to float32"
-            )
+        for name, value in (("loss", loss), ("gradient's norm", norm)):
+            if not math.isfinite(value):
+                raise TrainingDivergedError(
+                    f"the {name} of step {batch.step} is {value}; the newest checkpoint is from before it. Lower "
+                    "optimizer.learning_rate, or set engine.precision to float32"
+                )
         seconds = time.monotonic() - self.step_started
         if batch.step % self.job.tracker.log_every_steps == 0 or batch.step == self.total - 1:
             self.tracker.log(

@@ -6,6 +6,7 @@ Source: van den Oord et al. 2018, equation 4; in-batch negatives as in Karpukhin
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +27,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         """Check the temperature."""
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise UserError(f"loss.temperature must be positive, came {self.temperature}")
 
 

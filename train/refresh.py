@@ -109,8 +109,8 @@ def wait_for_version(
             raise RefreshFailedError(f"negatives version {version} was not made: {read_json(failed)['cause']}")
         if time.monotonic() > deadline:
             raise RefreshFailedError(
-                f"negatives version {version} was not published within refresh.timeout_s = {timeout_s:.0f}; raise it, "
-                f"or see {run.logs / 'miner.log'}"
+                f"negatives version {version} was not published within refresh.timeout_s = {timeout_s:.0f}; "
+                f"raise it, or see {run.logs / 'miner.log'}"
             )
         time.sleep(_POLL_S)
     return NegativesVersion.open(run.negatives, version, dataset_id)

@@ -28,7 +28,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if self.learning_rate <= 0:
+        if not 0 < self.learning_rate < math.inf:
             raise UserError(f"optimizer.learning_rate must be positive, came {self.learning_rate}")
         for name in ("warmup_share", "final_share"):
             if not 0 <= getattr(self, name) <= 1:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,6 @@ pytestmark = pytest.mark.ray
 
 SHARDS, PASSAGES_PER_SHARD = 16, 120
 
-# Waits until it is told to go on before each part, so that a kill can hit any moment of it.
 DRIVER = """
 import sys
 from pathlib import Path
@@ -46,7 +45,6 @@ from index_build.ray_pool import EmbedPool
 snapshot, corpus, out = map(Path, sys.argv[1:])
 with EmbedPool(workers=2) as pool:
     pool.embed_corpus(snapshot, corpus, out)
-print("done")
 """
 
 
@@ -134,26 +132,21 @@ def test_exactly_once_when_workers_are_killed(
 
 
 def test_exactly_once_when_the_driver_is_killed(place: Path, undisturbed: EmbeddingSet) -> None:
-    """Invariant 5: the driver is killed twice, its Ray goes with it, and a restart does only what is missing."""
+    """Invariant 5: the driver is killed, its Ray goes with it, and a restart does only what is missing."""
     out = place / "driver_killed"
     moments = random.Random(11)
     command = [sys.executable, "-c", DRIVER, str(place / "snapshot"), str(place / "corpus"), str(out)]
-    before: dict[int, int] = {}
-    for parts_first in (2, 7):
-        driver = subprocess.Popen(command)
-        wait_for(lambda wanted=parts_first: len(done_parts(out)) >= wanted, "parts to be done")
-        time.sleep(moments.uniform(0, 0.3))
+    with subprocess.Popen(command) as driver:
+        wait_for(lambda: len(done_parts(out)) >= moments.randint(2, 6), "parts to be done")
+        time.sleep(moments.uniform(0, 0.2))
         family = psutil.Process(driver.pid).children(recursive=True)
         driver.kill()
-        driver.wait()
-        assert not psutil.wait_procs(family, timeout=30)[1], "Ray outlived its driver"
-        assert not (out / "embedding_set.json").exists()
-        for number in done_parts(out):
-            stamp = part_files(out, number).vectors.stat().st_mtime_ns
-            assert before.setdefault(number, stamp) == stamp, f"part {number} was done again"
-    ended = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-    assert ended.stdout == "done\n"
-    for number, stamp in before.items():
+    assert len(family) >= 6, "Ray is not where the test looks for it"
+    assert not psutil.wait_procs(family, timeout=30)[1], "Ray outlived its driver"
+    assert not (out / "embedding_set.json").exists(), "all was done before the kill: the corpus is too small"
+    stamps = {number: part_files(out, number).vectors.stat().st_mtime_ns for number in done_parts(out)}
+    subprocess.run(command, check=True, timeout=120)
+    for number, stamp in stamps.items():
         assert part_files(out, number).vectors.stat().st_mtime_ns == stamp, f"part {number} was done again"
     assert_each_passage_once(EmbeddingSet.open(out), place, undisturbed)
 
@@ -284,10 +277,12 @@ def test_leaving_the_pool_leaves_no_process_and_no_noise(place: Path) -> None:
 def test_pools_refuse_what_cannot_be() -> None:
     with pytest.raises(UserError, match="workers is 0 and threads_per_worker 1; both must be at least 1"):
         EmbedPool(workers=0)
+    with pytest.raises(UserError, match=r"no Ray cluster at '127.0.0.1:1' \(.*refused\); leave the address out"):
+        EmbedPool(address="127.0.0.1:1").__enter__()
 
 
-def wait_for(happened: object, what: str, timeout_s: float = 90) -> None:
+def wait_for(happened: Callable[[], bool], what: str, timeout_s: float = 90) -> None:
     deadline = time.monotonic() + timeout_s
-    while not happened():  # type: ignore[operator]
+    while not happened():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         time.sleep(0.02)

@@ -27,7 +27,9 @@ def test_no_chunk_had_room_for_the_next_row(lengths: list[int], budget: int) -> 
         assert (len(chunk) + 1) * max(1, lengths[chunk[0]]) > budget
 
 
-@given(token_ids=st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), max_size=20), budget=st.integers(1, 40))
+@given(
+    token_ids=st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), max_size=20), budget=st.integers(1, 40)
+)
 def test_padding_takes_no_token_away(token_ids: list[list[int]], budget: int) -> None:
     chunks = pad_chunks(token_ids, pad_id=0, tokens_per_chunk=budget)
     found = {

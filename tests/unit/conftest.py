@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -30,3 +31,13 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def encoder(snapshot: Path) -> Encoder:
     """A fresh encoder for each test, always with the same weights and tokenizer."""
     return load_encoder(snapshot)
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps its state for the process, and refuses to start a second time with other settings."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()

@@ -25,15 +25,15 @@ CORPUS = [
 
 
 def test_metrics_by_hand() -> None:
-    """q1 finds its passage at rank 2, q2 both of its at ranks 1 and 3, q3 nothing.
+    """q1 finds its passage at rank 2, q2 both of its at ranks 1 and 3; q3 finds nothing, q4 is not in the run.
 
-    nDCG: 1/log2(3) = 0.6309; (1 + 1/2) / (1 + 1/log2(3)) = 0.9197; 0.
+    nDCG: 1/log2(3) = 0.6309; (1 + 1/2) / (1 + 1/log2(3)) = 0.9197; 0; 0.
     """
-    qrels = {"q1": {"a": 1}, "q2": {"b": 1, "c": 1}, "q3": {"a": 1}}
-    run = {"q1": {"x": 0.9, "a": 0.8}, "q2": {"b": -0.1, "y": -0.2, "c": -0.3}}
+    qrels = {"q1": {"a": 1}, "q2": {"b": 1, "c": 1}, "q3": {"a": 1}, "q4": {"b": 1}}
+    run = {"q1": {"x": 0.9, "a": 0.8}, "q2": {"b": -0.1, "y": -0.2, "c": -0.3}, "q3": {}}
     found = evaluate_run(run, qrels)
-    ndcg = (1 / math.log2(3) + 1.5 / (1 + 1 / math.log2(3)) + 0) / 3
-    assert found == pytest.approx({"ndcg@10": ndcg, "mrr@10": (0.5 + 1 + 0) / 3, "recall@100": (1 + 1 + 0) / 3})
+    ndcg = (1 / math.log2(3) + 1.5 / (1 + 1 / math.log2(3))) / 4
+    assert found == pytest.approx({"ndcg@10": ndcg, "mrr@10": (0.5 + 1) / 4, "recall@100": (1 + 1) / 4})
 
 
 def test_metrics_stop_at_their_depth() -> None:
@@ -94,7 +94,11 @@ def test_dense_run_is_exact_whatever_the_block(encoder: Encoder, monkeypatch: py
 def beir(tmp_path: Path) -> Path:
     rows = [{"_id": passage.id, "title": passage.title, "text": passage.text} for passage in CORPUS]
     tmp_path.joinpath("corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    queries = [{"_id": "q1", "text": "barking dog"}, {"_id": "q2", "text": "singing bird"}, {"_id": "q3", "text": "x"}]
+    queries = [
+        {"_id": "q1", "text": "barking dog"},
+        {"_id": "q2", "text": "singing bird"},
+        {"_id": "q3", "text": "x"},
+    ]
     tmp_path.joinpath("queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
     tmp_path.joinpath("qrels").mkdir()
     tmp_path.joinpath("qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td2\t1\nq2\td4\t1\n")

@@ -85,9 +85,7 @@ def test_score_limit_by_hand(positive: float, share: float, limit: float) -> Non
 def test_a_negative_score_does_not_turn_the_margin_round() -> None:
     """With a positive at -0.5, what lies between it and three quarters of it (-0.375) is nearer than the positive."""
     neighbours = [Passage(id=name, text=name) for name in ("a", "b", "c")]
-    found = verdicts(
-        neighbours, [-0.4375, -0.5625, -0.625], [], positive_score=-0.5, max_relative_score=0.75
-    )
+    found = verdicts(neighbours, [-0.4375, -0.5625, -0.625], [], positive_score=-0.5, max_relative_score=0.75)
     assert found == [MARGIN, MARGIN, KEPT]
 
 

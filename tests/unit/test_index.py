@@ -80,7 +80,7 @@ def test_recall_is_measured_in_every_manifest(vectors: EmbeddingSet, tmp_path: P
     found = open_index(tmp_path).search(measured_on, 10).rows
     truth = numpy_top(vectors, measured_on, 10)
     share = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found.tolist(), truth.tolist(), strict=True)])
-    assert made.recall.value == pytest.approx(share, abs=1e-9)
+    assert made.recall.value == pytest.approx(share, abs=1e-6)
     assert made.recall.low < made.recall.value < made.recall.high
     written = json.loads((version_dir(tmp_path, 1) / "manifest.json").read_text())
     assert written["recall@10"]["value"] == made.recall.value
@@ -138,7 +138,7 @@ def test_hits_count_what_is_as_near_as_the_truth(tmp_path: Path) -> None:
 
 
 def test_wilson_by_hand() -> None:
-    """z = 1.96: for 8 of 10, (0.8 + 0.192) / 1.384 ± 1.96 / 1.384 * sqrt(0.016 + 0.0096) = 0.717 ± 0.227."""
+    """With z = 1.96, for 8 of 10, (0.8 + 0.192) / 1.384 ± 1.96 / 1.384 * sqrt(0.016 + 0.0096) = 0.717 ± 0.227."""
     assert wilson(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-3)
     assert wilson(1.0, 100) == pytest.approx((0.9630, 1.0), abs=1e-3)
     assert wilson(1.0, 0) == (0.0, 1.0)

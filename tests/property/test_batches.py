@@ -1,0 +1,54 @@
+"""Invariant 1, *order is pure*, seen from the ranks: together they hold the global batch, whatever their number."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from data_shards.order import GlobalOrder
+from data_shards.reader import PairDataset
+from data_shards.samples import Passage, text_hash
+from encoder.model import Encoder
+from tests.unit.tiny import pair, passage, tiny_encoder, write_pairs
+from train.batches import BatchConfig, BatchLoader
+
+SAMPLES = 23
+
+
+class NegativeOfEach:
+    """One mined negative for every other row."""
+
+    def negatives(self, stem: str, row: int) -> list[Passage]:
+        return [passage("n", f"negative {stem} {row}")] if row % 2 else []
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return tiny_encoder()
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PairDataset:
+    return write_pairs(tmp_path_factory.mktemp("data") / "pairs", (pair(number) for number in range(SAMPLES)), 5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(share=st.integers(1, 5), world=st.integers(1, 6), step=st.integers(0, 500), seed=st.integers(0, 99))
+def test_order_is_pure_over_ranks(
+    dataset: PairDataset, encoder: Encoder, share: int, world: int, step: int, seed: int
+) -> None:
+    config = BatchConfig(batch_size=share * world, tokens_per_chunk=64)
+    order = GlobalOrder(dataset_id=dataset.dataset_id, samples=SAMPLES, batch_size=share * world, seed=seed)
+
+    def labels(rank: int, ranks: int) -> list[tuple[list[int], list[int], list[int]]]:
+        loader = BatchLoader(dataset=dataset, order=order, encoder=encoder, config=config, rank=rank, world=ranks)
+        found = loader.load(step, NegativeOfEach()).labels
+        queries = len(found.query_hash_b)
+        passages = found.passage_hash_n.tolist()
+        return [(found.query_hash_b.tolist(), passages[:queries], passages[queries:])]
+
+    whole = labels(0, 1)[0]
+    parts = [part for rank in range(world) for part in labels(rank, world)]
+    for at in range(3):
+        assert [value for part in parts for value in part[at]] == whole[at]
+    assert whole[0] == [text_hash(pair(number).query) for number in order.batch(step).tolist()]

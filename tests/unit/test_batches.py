@@ -1,0 +1,203 @@
+"""From the global order to tensors: pure, ahead of the compute, and with the right negatives."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_shards.errors import ShardCorruptError, UserError
+from data_shards.order import GlobalOrder
+from data_shards.reader import PairDataset
+from data_shards.samples import Passage, text_hash
+from encoder.model import Encoder
+from tests.unit.tiny import pair, passage, write_pairs
+from train.batches import BatchConfig, BatchLoader, StepBatch
+
+PAIRS = 12
+
+
+class Mined(dict[tuple[str, int], list[Passage]]):
+    """Mined negatives that say which sample they are for."""
+
+    def negatives(self, stem: str, row: int) -> list[Passage]:
+        return self.get((stem, row), [])
+
+
+def open_loader(
+    dataset: PairDataset, encoder: Encoder, *, rank: int = 0, world: int = 1, **config: int
+) -> BatchLoader:
+    settings = BatchConfig(**{"batch_size": 4, **config})
+    order = GlobalOrder(dataset_id=dataset.dataset_id, samples=len(dataset), batch_size=settings.batch_size, seed=3)
+    return BatchLoader(dataset=dataset, order=order, encoder=encoder, config=settings, rank=rank, world=world)
+
+
+def texts(encoder: Encoder, batch: StepBatch, side: str) -> list[str]:
+    """Return the batch's texts, decoded and in order."""
+    found: Mapping[int, str] = {
+        row: encoder.tokenizer.decode(ids, skip_special_tokens=True)
+        for chunk in (batch.queries if side == "query" else batch.passages)
+        for row, ids in zip(chunk.rows.tolist(), chunk.input_ids, strict=True)
+    }
+    return [found[row] for row in sorted(found)]
+
+
+def same(one: StepBatch, other: StepBatch) -> bool:
+    """Compare every tensor."""
+    tensors = [
+        [
+            *(t for c in (*b.queries, *b.passages) for t in (c.rows, c.input_ids, c.attention_mask)),
+            b.labels.query_hash_b,
+            b.labels.positive_hash_bK,
+            b.labels.passage_hash_n,
+            b.labels.weight_b,
+        ]
+        for b in (one, other)
+    ]
+    return len(tensors[0]) == len(tensors[1]) and all(torch.equal(x, y) for x, y in zip(*tensors, strict=True))
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> PairDataset:
+    return write_pairs(tmp_path / "pairs", (pair(number) for number in range(PAIRS)))
+
+
+def test_a_batch_is_a_pure_function_of_its_step(dataset: PairDataset, encoder: Encoder) -> None:
+    loader = open_loader(dataset, encoder)
+    in_order = list(loader.steps(0, 5, None))
+    alone = open_loader(PairDataset(dataset.folder), encoder).load(3, None)
+    assert [batch.step for batch in in_order] == [0, 1, 2, 3, 4]
+    assert same(in_order[3], alone)
+    assert not same(in_order[3], in_order[2])
+    assert same(next(iter(loader.steps(3, 4, None))), alone)
+
+
+def test_the_first_passages_are_the_queries_positives_in_their_order(dataset: PairDataset, encoder: Encoder) -> None:
+    loader = open_loader(dataset, encoder)
+    batch = loader.load(1, None)
+    order = GlobalOrder(dataset_id=dataset.dataset_id, samples=PAIRS, batch_size=4, seed=3)
+    numbers = order.batch(1).tolist()
+    wanted = [pair(number) for number in numbers]
+    assert texts(encoder, batch, "query") == [encoder_text(encoder, row.query) for row in wanted]
+    assert texts(encoder, batch, "passage") == [encoder_text(encoder, row.positives[0].content) for row in wanted]
+    assert batch.labels.query_hash_b.tolist() == [text_hash(row.query) for row in wanted]
+    assert batch.labels.passage_hash_n.tolist() == [row.positives[0].content_hash for row in wanted]
+
+
+def encoder_text(encoder: Encoder, text: str) -> str:
+    """Return what the tokenizer makes of a text."""
+    ids = encoder.tokenize([text], "query")[0]
+    return str(encoder.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def test_labels_by_hand(tmp_path: Path, encoder: Encoder) -> None:
+    """Positives of uneven number fill their row; weights come along; titles count."""
+    two = (Passage(id="a", title="T", text="a"), passage("b", "b"))
+    rows = [pair(0, positives=two, weight=2.5), pair(1, positives=(passage("c", "c"),))]
+    batch = open_loader(write_pairs(tmp_path / "pairs", rows), encoder, batch_size=2).load(0, None)
+    at = batch.labels.query_hash_b.tolist().index(text_hash("query 0"))
+    assert batch.labels.weight_b.tolist()[at] == 2.5
+    assert batch.labels.weight_b.tolist()[1 - at] == 1.0
+    assert batch.labels.positive_hash_bK.tolist()[at] == [text_hash("T a"), text_hash("b")]
+    assert batch.labels.positive_hash_bK.tolist()[1 - at] == [text_hash("c"), text_hash("c")]
+
+
+def test_several_positives_take_turns(tmp_path: Path, encoder: Encoder) -> None:
+    rows = [pair(0, positives=(passage("a", "a"), passage("b", "b")))]
+    loader = open_loader(write_pairs(tmp_path / "pairs", rows), encoder, batch_size=1)
+    hashes = [loader.load(step, None).labels.passage_hash_n.tolist() for step in range(4)]
+    assert hashes == [[text_hash(name)] for name in "abab"]
+
+
+@pytest.mark.parametrize(
+    ("most", "wanted"),
+    [(0, []), (1, ["g1"]), (2, ["g1", "g2"]), (3, ["g1", "g2", "m1"]), (9, ["g1", "g2", "m1", "m2"])],
+)
+def test_given_negatives_come_first_then_mined_ones(
+    tmp_path: Path, encoder: Encoder, most: int, wanted: list[str]
+) -> None:
+    given = (passage("1", "g1"), passage("2", "g2"))
+    dataset = write_pairs(tmp_path / "pairs", [pair(0, negatives=given)])
+    mined = Mined({("train-000000", 0): [passage("3", "m1"), passage("4", "m2")]})
+    batch = open_loader(dataset, encoder, batch_size=1, hard_negatives=most).load(0, mined)
+    assert batch.labels.passage_hash_n.tolist()[1:] == [text_hash(name) for name in wanted]
+
+
+def test_mined_negatives_are_looked_up_by_shard_and_row(dataset: PairDataset, encoder: Encoder) -> None:
+    """Four rows a shard: each negative names the sample that it must come with."""
+    everything = {
+        (stem, row): [passage("n", f"negative of {4 * shard + row}")]
+        for shard, stem in enumerate(dataset.shard_stems)
+        for row in range(4)
+    }
+    del everything["train-000001", 2]
+    batch = open_loader(dataset, encoder, batch_size=PAIRS).load(0, Mined(everything))
+    numbers = GlobalOrder(dataset_id=dataset.dataset_id, samples=PAIRS, batch_size=PAIRS, seed=3).batch(0).tolist()
+    wanted = [text_hash(f"negative of {number}") for number in numbers if number != 6]
+    assert batch.labels.passage_hash_n.tolist()[PAIRS:] == wanted
+
+
+def test_queries_are_cut_shorter_than_passages_and_tokens_are_counted(tmp_path: Path, encoder: Encoder) -> None:
+    rows = [
+        pair(0, query="a " * 50, positives=(passage("a", "a " * 50),)),
+        pair(1, query="a", positives=(passage("b", "a"),)),
+    ]
+    dataset = write_pairs(tmp_path / "pairs", rows)
+    batch = open_loader(dataset, encoder, batch_size=2, query_max_tokens=6, tokens_per_chunk=1000).load(0, None)
+    assert batch.queries[0].input_ids.shape == (2, 6)
+    assert batch.passages[0].input_ids.shape == (2, 16)
+    assert (batch.tokens, batch.padded_tokens) == (6 + 3 + 16 + 3, 2 * 6 + 2 * 16)
+
+
+def reading_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "batches"]
+
+
+def test_steps_are_read_ahead_but_not_far(dataset: PairDataset, encoder: Encoder) -> None:
+    loader = open_loader(dataset, encoder, prefetch_steps=2)
+    read: list[int] = []
+    load = loader.load
+    loader.load = lambda step, negatives: read.append(step) or load(step, negatives)  # type: ignore[func-returns-value,method-assign]
+    batches = loader.steps(0, 100, None)
+    assert next(batches).step == 0
+    deadline = time.monotonic() + 5
+    while len(read) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert read == [0, 1, 2, 3], "one in use, two in the queue, one in hand"
+    batches.close()  # type: ignore[attr-defined]
+    assert reading_threads() == []
+
+
+def test_leaving_early_ends_the_thread(dataset: PairDataset, encoder: Encoder) -> None:
+    for batch in open_loader(dataset, encoder, prefetch_steps=1).steps(0, 1000, None):
+        if batch.step == 2:
+            break
+    del batch
+    assert reading_threads() == []
+
+
+def test_what_the_reading_thread_raises_is_raised_here(dataset: PairDataset, encoder: Encoder) -> None:
+    """A shard is damaged after the second step was read."""
+    shard = dataset.folder / "train-000001.tar"
+    shard.write_bytes(bytes(shard.stat().st_size))
+    with pytest.raises(ShardCorruptError, match=r"train-000001\.tar at byte"):
+        list(open_loader(dataset, encoder).steps(0, 3, None))
+    assert reading_threads() == []
+
+
+def test_ranks_that_do_not_divide_the_batch_are_refused_at_once(dataset: PairDataset, encoder: Encoder) -> None:
+    with pytest.raises(UserError, match="global batch 4 does not divide over 3 ranks"):
+        open_loader(dataset, encoder, world=3)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "query_max_tokens", "tokens_per_chunk", "prefetch_steps"])
+def test_counts_below_one_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=rf"batch\.{name} must be at least 1, came 0"):
+        BatchConfig(**{name: 0})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"batch\.hard_negatives must be 0 or more, came -1"):
+        BatchConfig(hard_negatives=-1)

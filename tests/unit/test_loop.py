@@ -1,0 +1,216 @@
+"""The loop in one process, on a tiny run: stopped, killed and resumed it is the run that was left alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data_shards.atomic import read_json, write_json
+from data_shards.negatives import MinedNegative, NegativesManifest, NegativesRow, write_negatives
+from data_shards.reader import PairDataset
+from launch.config import load_config
+from launch.runs import load_job, prepare_run
+from tests.unit.tiny import TEXTS, pair, passage, write_corpus, write_pairs
+from train import loop
+from train.engine import _DdpEngine
+from train.loop import TrainingDivergedError, train
+from train.refresh import failed_path, request_path
+from train.run_folder import RunFolder
+from train.stops import EXIT_STOPPED, StopFlag
+from train.tracker import read_metrics
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+STEPS, BORDER = 6, 2
+
+
+@pytest.fixture(autouse=True)
+def _handlers_come_back() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run with a refresh before step 2, whose negatives are there already; every test takes a copy."""
+    folder = tmp_path_factory.mktemp("loop")
+    positives = [(passage(f"p{k}", TEXTS[k % 5][::-1]),) for k in range(12)]
+    pairs = [pair(k, query=TEXTS[k % 6], positives=positives[k]) for k in range(12)]
+    data = write_pairs(folder / "pairs", pairs)
+    write_corpus(folder / "corpus", (passage(f"p{k}", text) for k, text in enumerate(TEXTS)))
+    beir = write_beir(folder / "beir")
+    overrides = {
+        "run.out": folder / "run",
+        "data.pairs": folder / "pairs",
+        "data.corpus": folder / "corpus",
+        "dev.data": beir,
+        "dev.every_steps": 3,
+        "scratch.width": 16,
+        "scratch.vocab_size": 160,
+        "scratch.dropout": 0.2,
+        "encoder.max_tokens": 16,
+        "batch.batch_size": 4,
+        "batch.tokens_per_chunk": 40,
+        "train.steps": STEPS,
+        "train.checkpoint_every_steps": 1,
+        "engine.precision": "float32",
+        "refresh.first_step": BORDER,
+        "refresh.timeout_s": 5,
+        "tracker.mode": "disabled",
+    }
+    run = prepare_run(load_config(None, [f"--{key}={value}" for key, value in overrides.items()]), resume=False)
+    publish(run, data)
+    return run
+
+
+def write_beir(folder: Path) -> Path:
+    """Write dev data: each text is found by itself, written backwards."""
+    (folder / "qrels").mkdir(parents=True)
+    for name, letter, step in (("corpus", "p", 1), ("queries", "q", -1)):
+        rows = [json.dumps({"_id": f"{letter}{k}", "text": text[::step]}) for k, text in enumerate(TEXTS)]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows))
+    rows = [f"q{k}\tp{k}\t1" for k in range(len(TEXTS))]
+    (folder / "qrels" / "dev.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *rows]))
+    return folder
+
+
+def publish(run: RunFolder, data: PairDataset) -> None:
+    """Publish version 1: a negative for every sample."""
+    manifest = NegativesManifest(
+        version=1,
+        dataset_id=data.dataset_id,
+        from_step=BORDER,
+        to_step=STEPS,
+        snapshot_hash="sha256:b",
+        snapshot_step=BORDER,
+        per_query=1,
+        index={"factory": "Flat"},
+        filters={"kept": 12},
+        seconds={"search": 0.5},
+    )
+    mined = [MinedNegative(passage("n", "a hard negative"), 0.5)]
+    rows = [NegativesRow(data.shard_stems[k // 4], k % 4, f"{k:09d}", mined) for k in range(12)]
+    write_negatives(run.negatives, manifest, rows)
+
+
+@pytest.fixture
+def run(prepared: RunFolder, tmp_path: Path) -> RunFolder:
+    shutil.copytree(prepared.root, tmp_path / "run")
+    return RunFolder(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(prepared: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    root = tmp_path_factory.mktemp("uninterrupted") / "run"
+    shutil.copytree(prepared.root, root)
+    assert train(load_job(RunFolder(root))) == 0
+    return RunFolder(root)
+
+
+def events(run: RunFolder) -> list[tuple[str, int]]:
+    return [(row["event"], row["step"]) for row in read_metrics(run.metrics)]
+
+
+def values(run: RunFolder, event: str, name: str) -> list[Any]:
+    return [row[name] for row in read_metrics(run.metrics) if row["event"] == event]
+
+
+def assert_same(run: RunFolder, wanted: RunFolder) -> None:
+    assert events(run) == events(wanted)
+    for event, name in (("step", "loss"), ("step", "grad_norm"), ("step", "lr"), ("dev", "ndcg@10")):
+        assert values(run, event, name) == values(wanted, event, name)
+    found, expected = (load_file(where.final / "model.safetensors") for where in (run, wanted))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, run: RunFolder, steps: int) -> None:
+    """Have the flag up as soon as so many steps are logged."""
+
+    class Stop(StopFlag):
+        def asked_here(self) -> bool:
+            return sum(event == "step" for event, _ in events(run)) >= steps - 1
+
+    monkeypatch.setattr(loop, "StopFlag", Stop)
+
+
+def test_what_a_whole_run_leaves(uninterrupted: RunFolder) -> None:
+    run = uninterrupted
+    assert events(run) == [
+        ("dev", 0),
+        ("step", 0),
+        ("step", 1),
+        ("refresh", 2),
+        ("step", 2),
+        ("dev", 3),
+        ("step", 3),
+        ("step", 4),
+        ("step", 5),
+        ("dev", 6),
+    ]
+    assert values(run, "step", "negatives_version") == [0, 0, 1, 1, 1, 1]
+    assert values(run, "step", "negatives_age_steps") == [0, 0, 0, 1, 2, 3]
+    assert read_json(run.done) == {"steps": 6, "world_size": 1}
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-0000005", "step-0000006"]
+    assert sorted(path.name for path in run.initial.parent.iterdir()) == ["final", "initial", "step-0000002"]
+    assert read_json(request_path(run, 1))["to_step"] == 6
+
+
+@pytest.mark.parametrize("steps", [0, 2, 4, 6])
+def test_resume_is_exact_after_a_stop(
+    run: RunFolder, uninterrupted: RunFolder, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """At the beginning, at and after the refresh, and after the last step; nothing is logged twice."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, run, steps)
+        assert train(load_job(run)) == EXIT_STOPPED
+    assert read_json(run.stopped)["step"] == steps
+    assert not run.done.exists()
+    assert train(load_job(run)) == 0
+    assert_same(run, uninterrupted)
+
+
+def test_resume_is_exact_after_a_kill_that_cut_a_line_and_a_checkpoint(
+    run: RunFolder, uninterrupted: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 0 to 3 are done; the newest checkpoint is damaged, and half a line of step 4 is in the log."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, run, 4)
+        train(load_job(run))
+    (run.checkpoints / "step-0000004" / "optimizer.pt").write_bytes(b"half")
+    with open(run.metrics, "a") as file:
+        file.write('{"event": "step", "st')
+    assert train(load_job(run)) == 0
+    assert_same(run, uninterrupted)
+
+
+def test_a_failure_of_an_earlier_attempt_does_not_end_the_next_one(run: RunFolder, uninterrupted: RunFolder) -> None:
+    write_json(failed_path(run, 1), {"cause": "the corpus was gone"})
+    assert train(load_job(run)) == 0
+    assert_same(run, uninterrupted)
+
+
+@pytest.mark.parametrize("name", ["loss", "gradient's norm"])
+def test_what_is_no_number_ends_the_run_and_no_later_checkpoint_is_written(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A gradient that is no number has spoilt the weights, though the loss shows it a step later only."""
+    if name == "loss":
+        monkeypatch.setattr(loop, "learning_rate", lambda config, step, total: nan if step == 1 else 1e-3)
+    else:
+        step = _DdpEngine.step
+        norms = iter([1.0, 1.0, nan])
+        monkeypatch.setattr(_DdpEngine, "step", lambda self, rate: step(self, rate) * 0 + next(norms))
+    message = rf"^the {name} of step 2 is nan; the newest checkpoint is from before it\. Lower optimizer\.learning"
+    with pytest.raises(TrainingDivergedError, match=message):
+        train(load_job(run))
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-0000001", "step-0000002"]

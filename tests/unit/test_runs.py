@@ -1,0 +1,203 @@
+"""Making a run folder: everything that a person can get wrong is found before it is there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from data_shards.errors import UserError
+from encoder.snapshot import load_encoder, snapshot_hash
+from launch.config import RunConfig, load_config
+from launch.runs import load_job, prepare_run
+from tests.unit.tiny import TEXTS, pair, passage, write_corpus, write_pairs
+from train.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pairs and a corpus."""
+    folder = tmp_path_factory.mktemp("data")
+    write_pairs(folder / "pairs", (pair(number) for number in range(6)))
+    write_corpus(folder / "corpus", (passage(f"p{k}", text) for k, text in enumerate(TEXTS)))
+    return folder
+
+
+@pytest.fixture
+def config(data: Path, tmp_path: Path) -> RunConfig:
+    return change(
+        RunConfig(),
+        f"--run.out={tmp_path / 'run'}",
+        f"--data.pairs={data / 'pairs'}",
+        f"--data.corpus={data / 'corpus'}",
+        "--scratch.width=16",
+        "--scratch.vocab_size=160",
+        "--batch.batch_size=4",
+        "--encoder.max_tokens=20",
+    )
+
+
+def change(config: RunConfig, *overrides: str) -> RunConfig:
+    """Put overrides on top of a config."""
+    wanted = load_config(None, overrides)
+    keys = [override.removeprefix("--").split("=")[0].split(".") for override in overrides]
+    for section, name in keys:
+        value = getattr(getattr(wanted, section), name)
+        part = dataclasses.replace(getattr(config, section), **{name: value})
+        config = dataclasses.replace(config, **{section: part})
+    return config
+
+
+def refuse(config: RunConfig, message: str, *, resume: bool = False) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        prepare_run(config, resume=resume)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_folder_holds_the_resolved_config_the_first_snapshot_and_its_identity(
+    config: RunConfig, data: Path
+) -> None:
+    run = prepare_run(config, resume=False)
+    assert load_config(run.config) == config
+    identity = json.loads(run.identity.read_text())
+    assert identity["pairs"] == json.loads((data / "pairs/manifest.json").read_text())["dataset_id"]
+    assert identity["corpus"] == json.loads((data / "corpus/manifest.json").read_text())["dataset_id"]
+    assert len(identity["run_id"]) == 8
+    encoder = load_encoder(run.initial)
+    assert (encoder.dim, encoder.settings.max_tokens) == (16, 20)
+
+
+def test_relative_paths_become_absolute_so_that_ranks_may_stand_elsewhere(
+    config: RunConfig, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(data)
+    run = prepare_run(change(config, "--data.pairs=pairs", "--data.corpus=corpus"), resume=False)
+    found = load_config(run.config).data
+    assert (found.pairs, found.corpus) == (str(data / "pairs"), str(data / "corpus"))
+
+
+def test_the_job_of_a_rank_comes_from_the_folder_alone(config: RunConfig) -> None:
+    run = prepare_run(config, resume=False)
+    job = load_job(RunFolder(run.root))
+    assert (job.data, job.seed) == (Path(config.data.pairs), config.run.seed)
+    assert (job.batch, job.loss, job.train) == (config.batch, config.loss, config.train)
+    assert job.run_id == json.loads(run.identity.read_text())["run_id"]
+    assert job.resolved == dataclasses.asdict(config)
+
+
+def test_a_named_model_is_taken_with_the_settings_that_are_given(
+    config: RunConfig, snapshot: Path, tmp_path: Path
+) -> None:
+    named = change(config, f"--encoder.model={snapshot}", "--encoder.query_prompt=q: ")
+    run = prepare_run(change(named, "--encoder.max_tokens=None"), resume=False)
+    settings = load_encoder(run.initial).settings
+    assert (settings.query_prompt, settings.max_tokens) == ("q: ", 16)
+    bare = change(config, f"--encoder.model={snapshot}", "--encoder.max_tokens=None", f"--run.out={tmp_path / 'b'}")
+    assert snapshot_hash(prepare_run(bare, resume=False).initial) == snapshot_hash(snapshot)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--data.pairs="], r"^data\.pairs is not set; give a folder made by `dipole shards pairs`$"),
+        (["--data.pairs=no-such-folder"], "no-such-folder is no dataset"),
+        (["--data.corpus=no-such-folder"], "no-such-folder is no dataset"),
+        (["--data.corpus="], r"^set encoder\.model, or data\.corpus to train a tokenizer on"),
+        (
+            ["--data.corpus=", "--refresh.first_step=3"],
+            r"^refresh\.first_step asks for mining, which needs data\.corpus; set it, or refresh\.first_step = 0$",
+        ),
+        (["--run.ranks=3"], r"^global batch 4 does not divide over 3 ranks; set batch\.batch_size to 3 or 6$"),
+        (["--dev.data=no-such-folder"], "no-such-folder is no folder; wanted a BEIR folder"),
+        (["--encoder.model=no-such-owner/no-such-model"], "^no-such-owner/no-such-model is not a model"),
+        (["--encoder.max_tokens=2"], "max_tokens must be at least 3, came 2"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_leaves_no_folder(config: RunConfig, overrides: Sequence[str], message: str) -> None:
+    refuse(change(config, *overrides), message)
+    assert not Path(config.run.out).exists()
+
+
+def test_a_corpus_in_place_of_pairs_is_refused(config: RunConfig, data: Path) -> None:
+    refuse(change(config, f"--data.pairs={data / 'corpus'}"), "holds a dataset of kind corpus, wanted pairs")
+
+
+def test_a_folder_that_holds_another_run_is_refused(config: RunConfig) -> None:
+    prepare_run(config, resume=False)
+    refuse(config, r"run holds another run; add --resume to go on with it, or choose another run\.out$")
+
+
+def test_a_folder_that_holds_something_else_is_refused_and_left_alone(config: RunConfig) -> None:
+    root = Path(config.run.out)
+    root.mkdir()
+    (root / "thesis.tex").write_text("words")
+    for resume in (False, True):
+        refuse(config, r"run is not empty and holds no run; choose another run\.out$", resume=resume)
+    assert [path.name for path in root.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_in_the_folder_s_place_is_refused(config: RunConfig) -> None:
+    Path(config.run.out).write_text("words")
+    refuse(config, r"run is a file, wanted a folder for the run; choose another run\.out$")
+
+
+def test_resume_without_a_run_is_refused(config: RunConfig) -> None:
+    refuse(config, "run holds no run to resume; leave --resume out to start one$", resume=True)
+
+
+def test_a_run_that_is_done_is_refused(config: RunConfig) -> None:
+    run = prepare_run(config, resume=False)
+    run.done.write_text("{}")
+    refuse(config, r"run holds a run that is done; choose another run\.out$", resume=True)
+
+
+def test_resume_finds_the_run_and_changes_nothing(config: RunConfig) -> None:
+    run = prepare_run(config, resume=False)
+    before = {path: path.read_bytes() for path in run.root.rglob("*") if path.is_file()}
+    assert prepare_run(config, resume=True) == run
+    assert prepare_run(load_config(run.config), resume=True) == run
+    assert {path: path.read_bytes() for path in run.root.rglob("*") if path.is_file()} == before
+
+
+def test_resume_from_another_folder_with_relative_paths(
+    config: RunConfig, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepare_run(config, resume=False)
+    monkeypatch.chdir(data)
+    assert prepare_run(change(config, "--data.pairs=pairs"), resume=True) == run
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--run.seed=9", r"was started with run\.seed = 0, now it is 9; set it back, or choose another run\.out$"),
+        ("--batch.batch_size=8", r"was started with batch\.batch_size = 4, now it is 8;"),
+        ("--encoder.query_prompt=q", r"was started with encoder\.query_prompt = None, now it is 'q';"),
+        ("--data.pairs=elsewhere", r"was started with data\.pairs = '.*pairs', now it is 'elsewhere';"),
+        ("--train.gradient_cache=False", r"train\.gradient_cache = True, now it is False;"),
+        ("--engine.kind=zero1", r"engine\.kind = 'ddp', now it is 'zero1';"),
+    ],
+)
+def test_a_changed_setting_is_refused_by_name_on_resume(config: RunConfig, override: str, message: str) -> None:
+    prepare_run(config, resume=False)
+    refuse(change(config, override), message, resume=True)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "--run.ranks=2",
+        "--workers.count=3",
+        "--tracker.mode=disabled",
+        "--engine.timeout_s=9",
+        "--refresh.timeout_s=9",
+        "--train.keep_checkpoints=9",
+    ],
+)
+def test_what_changes_nothing_that_is_learnt_may_change_on_resume(config: RunConfig, override: str) -> None:
+    run = prepare_run(config, resume=False)
+    assert prepare_run(change(config, override), resume=True) == run
