@@ -92,6 +92,8 @@ class NegativesManifest:
     """The searched index: `factory`, measured `recall@10`, …"""
     filters: dict[str, int]
     """How many neighbours each filter dropped."""
+    scores: dict[str, float]
+    """Mean similarity of the queries to their positives (`positive`) and to what was mined (`negative`)."""
     seconds: dict[str, float]
     """How long each part of the refresh took."""
     shards: tuple[NegativesShard, ...] = ()

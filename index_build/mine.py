@@ -113,6 +113,12 @@ class _Drawn:
     positive_score: float
     counts: Counter[str]
 
+    @property
+    def negative_score(self) -> float:
+        """Mean similarity to what was drawn; 0 where nothing was."""
+        there = self.rows >= 0
+        return float(self.scores[there].mean()) if there.any() else 0.0
+
 
 def mine(
     *,
@@ -185,6 +191,7 @@ def mine(
         per_query=config.per_query,
         index=index_facts,
         filters=dict(drawn.counts),
+        scores={"positive": round(drawn.positive_score, 4), "negative": round(drawn.negative_score, 4)},
         seconds={step: round(taken, 3) for step, taken in seconds.items()},
     )
     with _timed(seconds, "publish"):
@@ -297,7 +304,7 @@ def _report(
         queries_with_negatives=int(there.any(axis=1).sum()),
         negatives=int(there.sum()),
         positive_score=round(drawn.positive_score, 4),
-        negative_score=round(float(drawn.scores[there].mean()) if there.any() else 0.0, 4),
+        negative_score=round(drawn.negative_score, 4),
         filters=dict(drawn.counts),
         index=index,
         seconds={step: round(taken, 3) for step, taken in seconds.items()},

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,11 +61,12 @@ def train_here(config: RunConfig, *, resume: bool = False, on_event: OnEvent = l
     run = prepare_run(config, resume=resume)
     run.stopped.unlink(missing_ok=True)
     run.failure.unlink(missing_ok=True)
+    began = time.time()
     children = [_start_ranks(run, config)]
     try:
         if config.refresh.first_step:
             children.append(_start_miner(run))
-        with _stop_on_signal() as stop, _follow(run.metrics) as rows:
+        with _stop_on_signal() as stop, _follow(run.metrics, since=began) as rows:
             dead = _watch(children, stop, rows, on_event)
     finally:
         for child in children:
@@ -145,12 +147,12 @@ def _stop_on_signal() -> Iterator[list[int]]:
 
 
 @contextmanager
-def _follow(path: Path) -> Iterator[Callable[[], list[dict[str, Any]]]]:
-    """Yield a function that returns the rows written since it was last called."""
+def _follow(path: Path, *, since: float) -> Iterator[Callable[[], list[Row]]]:
+    """Yield a function that returns the rows logged after `since`, each once."""
     file: IO[str] | None = None
     rest = ""
 
-    def new_rows() -> list[dict[str, Any]]:
+    def new_rows() -> list[Row]:
         nonlocal file, rest
         if path.exists() and (file is None or os.fstat(file.fileno()).st_ino != path.stat().st_ino):
             # A resumed run cuts the file back by replacing it.
@@ -158,7 +160,7 @@ def _follow(path: Path) -> Iterator[Callable[[], list[dict[str, Any]]]]:
                 file.close()
             file, rest = open(path, encoding="utf-8"), ""
         *lines, rest = (rest + file.read() if file else "").split("\n")
-        return [json.loads(line) for line in lines if line]
+        return [row for row in map(json.loads, filter(None, lines)) if row["time"] >= since]
 
     try:
         yield new_rows

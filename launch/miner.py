@@ -36,6 +36,7 @@ def main(arguments: list[str]) -> int:
     """Serve requests until ended."""
     die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s miner %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
     run = RunFolder(Path(arguments[0]))
     with Miner(run, load_config(run.config)) as miner:
         while os.getppid() != 1:  # re-parented: whoever started us is gone

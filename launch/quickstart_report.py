@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,8 @@ from data_shards.beir import BeirFolder
 from data_shards.negatives import published_versions
 from encoder.embed import embed_texts
 from encoder.snapshot import load_encoder
-from index_build.evaluate import evaluate_beir
+from index_build.bm25 import bm25_run
+from index_build.evaluate import dense_run, evaluate_run, paired_interval
 from index_build.search import Searcher
 from launch.report import write_report
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from launch.config import RunConfig
     from launch.local import Outcome
 
+_DEPTH = 100
 _EXAMPLES = 3
 _HITS = 5
 
@@ -57,7 +58,7 @@ def finish(
         "steps": outcome.step,
         "world_size": config.run.ranks,
         "negatives_versions": len(published_versions(run.negatives)),
-        "metrics": _metrics(data, outcome, plain),
+        **_metrics(data, outcome, plain),
         "index": {"factory": index.factory, "ntotal": index.ntotal, f"recall@{index.recall.k}": index.recall.value},
         "wandb_dir": str(run.root / "wandb"),
         "snapshot": str(run.final),
@@ -73,20 +74,35 @@ def finish(
         "tested on modules of the standard library that training never saw."
     )
     write_report(run.root, result, out / "report.html", title="Dipole quickstart", about=about, index=index.to_dict())
-    shown = ("seconds", "pairs", "passages", "steps", "world_size", "negatives_versions", "metrics", "index")
+    shown: tuple[str, ...] = (
+        "seconds",
+        "pairs",
+        "passages",
+        "steps",
+        "world_size",
+        "negatives_versions",
+        "metrics",
+        "index",
+    )
+    shown += ("comparison",) if plain is not None else ()
     return {name: result[name] for name in (*shown, "examples", "wandb_dir", "snapshot", "index_dir", "report")}
 
 
-def _metrics(data: DocstringData, outcome: Outcome, plain: Outcome | None) -> dict[str, Mapping[str, float]]:
-    trained = evaluate_beir(outcome.run.final, data.beir, "test", ("bm25",))
-    metrics: dict[str, Mapping[str, float]] = {
-        "bm25": trained["bm25"],
-        "untrained": evaluate_beir(outcome.run.initial, data.beir, "test")["model"],
-        "trained": trained["model"],
-    }
+def _metrics(data: DocstringData, outcome: Outcome, plain: Outcome | None) -> dict[str, Any]:
+    """Return `metrics` of all systems on the test split and, where there are two trainings, their `comparison`."""
+    beir = BeirFolder(data.beir)
+    qrels, texts = beir.qrels("test"), beir.queries()
+    queries = {name: texts[name] for name in qrels}
+    snapshots = {"untrained": outcome.run.initial, "trained": outcome.run.final}
     if plain is not None:
-        metrics["no_refresh"] = evaluate_beir(plain.run.final, data.beir, "test")["model"]
-    return metrics
+        snapshots["no_refresh"] = plain.run.final
+    runs = {"bm25": bm25_run(queries, beir.corpus(), _DEPTH)}
+    for name, snapshot in snapshots.items():
+        runs[name] = dense_run(load_encoder(snapshot), queries, beir.corpus(), _DEPTH)
+    found: dict[str, Any] = {"metrics": {name: evaluate_run(run, qrels) for name, run in runs.items()}}
+    if plain is not None:
+        found["comparison"] = {"interval": list(paired_interval(runs["trained"], runs["no_refresh"], qrels))}
+    return found
 
 
 def _examples(out: Path, outcome: Outcome, data: DocstringData) -> list[dict[str, Any]]:

@@ -264,6 +264,7 @@ class _Loop:
             "queries": len(negatives),
             "seconds": manifest.seconds,
             "filters": manifest.filters,
+            **{f"{name}_score": value for name, value in manifest.scores.items()},
             "index": manifest.index,
             "waited_s": waited_s,
         }

@@ -17,7 +17,7 @@ from train.loss import Labels
 
 GLOBAL_BATCH = 8
 TEMPERATURE = 0.07
-_WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
+_WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import pytest
 _WORDS = (
     "river stone cloud lamp garden wheel bridge candle forest mirror anchor basket copper dancer engine feather "
     "glacier harbor island jacket kettle ladder magnet needle orchard pepper quartz ribbon saddle timber"
-).split()
+)
 _PASSAGES = 120
 _COMMAND_TIMEOUT_S = 240
 
@@ -53,7 +53,7 @@ def write_beir(folder: Path, *, seed: int = 0) -> Path:
     qrels: dict[str, list[str]] = {"train": [], "dev": []}
     with open(folder / "corpus.jsonl", "w") as corpus, open(folder / "queries.jsonl", "w") as queries:
         for number in range(_PASSAGES):
-            words = dice.sample(_WORDS, 8)
+            words = dice.sample(_WORDS.split(), 8)
             text = " ".join(words * dice.randint(1, 4))
             corpus.write(json.dumps({"_id": f"p{number}", "title": f"page {number}", "text": text}) + "\n")
             queries.write(json.dumps({"_id": f"q{number}", "text": " ".join(words[:3]) + f" {number}"}) + "\n")

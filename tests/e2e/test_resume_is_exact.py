@@ -64,7 +64,15 @@ def _assert_same(run: Path, wanted: Path) -> None:
         assert (found[name] == value).all(), name
 
 
-@pytest.mark.parametrize(("at_step", "victim"), [(4, "rank"), (6, "command"), (9, "rank")])
+@pytest.mark.parametrize(
+    ("at_step", "victim"),
+    [
+        (9, "rank"),
+        (6, "command"),
+        pytest.param(4, "rank", marks=pytest.mark.slow),
+        pytest.param(11, "command", marks=pytest.mark.slow),
+    ],
+)
 def test_resume_is_exact_after_kill_9(start: Path, uninterrupted: Path, tmp_path: Path, at_step: int, victim: str):
     run = _copy(start, tmp_path / "run")
     watched = Watched("train", run / "config.toml", "--resume")
@@ -81,7 +89,9 @@ def test_resume_is_exact_after_kill_9(start: Path, uninterrupted: Path, tmp_path
     _assert_same(run, uninterrupted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=["Ctrl-C", "SIGTERM"]
+)
 def test_a_stop_leaves_no_process_and_a_run_that_resumes(
     start: Path, uninterrupted: Path, tmp_path: Path, number: signal.Signals
 ):
@@ -115,7 +125,7 @@ def test_resumed_at_another_world_size_the_order_is_the_same(start: Path, uninte
     order = GlobalOrder(dataset_id=pairs.dataset_id, samples=len(pairs), batch_size=16, seed=1)
     for step in range(12):
         slices = [order.rank_slice(step, rank, 2).tolist() for rank in range(2)]
-        assert sum(slices, []) == order.rank_slice(step, 0, 1).tolist()
+        assert slices[0] + slices[1] == order.rank_slice(step, 0, 1).tolist()
 
 
 def tiny_pairs(run: Path) -> str:

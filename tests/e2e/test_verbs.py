@@ -69,7 +69,9 @@ def test_zero2_passes_with_the_same_config(run: Path, config: Path, tmp_path: Pa
     pytest.importorskip("deepspeed", reason="needs the deepspeed extra")
     zero = tmp_path / "zero2"
     initial = run / "snapshots" / "initial"
-    dipole("train", config, "--out", zero, "--engine.kind=zero2", f"--encoder.model={initial}", "--scratch.dropout=0.1")
+    dipole(
+        "train", config, "--out", zero, "--engine.kind=zero2", f"--encoder.model={initial}", "--scratch.dropout=0.1"
+    )
     found, wanted = losses(zero), losses(run)
     # Same weights, data and dropout: apart by what float32 summation order leaves after twelve AdamW steps.
     assert max(abs(found[step] - wanted[step]) for step in range(12)) < 1e-3

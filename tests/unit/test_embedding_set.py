@@ -136,3 +136,17 @@ def test_opening_notices_a_truncated_part_and_verify_a_changed_one(tmp_path: Pat
     path.write_bytes(content[:-1])
     with pytest.raises(UserError, match=r"part-000001.npy is missing or not of \d+ bytes"):
         EmbeddingSet.open(tmp_path)
+
+
+def test_the_marker_goes_last_and_an_old_one_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is cut off between two files, also while a damaged part is done again, counts as not done."""
+    write_part(tmp_path, 0, vectors(0, 3), passages(0, 3), BY)
+
+    def disk_full(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("index_build.embedding_part.pq.write_table", disk_full)
+    for folder in (tmp_path, tmp_path / "new"):
+        with pytest.raises(OSError, match="disk full"):
+            write_part(folder, 0, vectors(0, 3), passages(0, 3), BY)
+        assert not part_files(folder, 0).done.exists()

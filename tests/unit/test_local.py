@@ -25,12 +25,12 @@ def stop(*_):
     open(sys.argv[1] + "/stopped.json", "w").write(json.dumps({"step": 3, "of": 9}))
     sys.exit(75)
 signal.signal(signal.SIGTERM, stop)
-open(sys.argv[1] + "/metrics.jsonl", "a").write(json.dumps({"event": "step", "step": 2}) + "\\n")
+open(sys.argv[1] + "/metrics.jsonl", "a").write(json.dumps({"event": "step", "time": time.time()}) + "\\n")
 time.sleep(60)
 """
 FINISH = """
-import json, sys
-open(sys.argv[1] + "/metrics.jsonl", "a").write('{"event": "step", "step": 8}\\n')
+import json, sys, time
+open(sys.argv[1] + "/metrics.jsonl", "a").write(json.dumps({"step": 8, "time": time.time()}) + "\\n")
 open(sys.argv[1] + "/done.json", "w").write(json.dumps({"steps": 9}))
 """
 FAIL = """
@@ -66,11 +66,12 @@ def run(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path)
 
 
-def test_a_run_that_is_done_passes_every_event_on(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_done_passes_every_new_event_on(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[dict[str, Any]] = []
+    run.metrics.write_text('{"step": 7, "time": 1.0}\n')
     outcome = train(run, monkeypatch, ranks=FINISH, on_event=rows.append)
     assert outcome == Outcome(run=run, finished=True, step=9)
-    assert rows == [{"event": "step", "step": 8}]
+    assert [row["step"] for row in rows] == [8], "step 7 is of an earlier attempt"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
@@ -135,18 +136,19 @@ def test_nothing_is_left_when_the_callback_fails(run: RunFolder, monkeypatch: py
 
 
 def test_rows_are_followed_through_cut_lines_and_a_replaced_file(tmp_path: Path) -> None:
+    """A resumed run replaces the file with its older rows, which were passed on before."""
     path = tmp_path / "metrics.jsonl"
-    with local._follow(path) as rows:
+    with local._follow(path, since=10.0) as rows:
         assert rows() == []
         with open(path, "a") as file:
-            file.write('{"a": 1}\n{"a"')
+            file.write('{"time": 9}\n{"time": 11}\n{"ti')
             file.flush()
-            assert rows() == [{"a": 1}]
-            file.write(": 2}\n")
+            assert rows() == [{"time": 11}]
+            file.write('me": 12}\n')
             file.flush()
-            assert rows() == [{"a": 2}]
+            assert rows() == [{"time": 12}]
         replaced = tmp_path / "new"
-        replaced.write_text('{"a": 3}\n')
+        replaced.write_text('{"time": 9}\n{"time": 13}\n')
         replaced.replace(path)
-        assert rows() == [{"a": 3}]
+        assert rows() == [{"time": 13}]
         assert rows() == []

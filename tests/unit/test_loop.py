@@ -96,6 +96,7 @@ def publish(run: RunFolder, data: PairDataset) -> None:
         per_query=1,
         index={"factory": "Flat"},
         filters={"kept": 12},
+        scores={"positive": 0.7, "negative": 0.4},
         seconds={"search": 0.5},
     )
     mined = [MinedNegative(passage("n", "a hard negative"), 0.5)]

@@ -43,7 +43,7 @@ def ask(run: RunFolder, version: int) -> RefreshRequest:
 def publish(root: Path, version: int) -> None:
     numbers = {"from_step": 0, "to_step": 1, "snapshot_step": 0, "per_query": 1}
     manifest = NegativesManifest(
-        version=version, dataset_id="a", snapshot_hash="b", index={}, filters={}, seconds={}, **numbers
+        version=version, dataset_id="a", snapshot_hash="b", index={}, filters={}, scores={}, seconds={}, **numbers
     )
     write_negatives(root, manifest, [])
 

@@ -33,6 +33,7 @@ MANIFEST = NegativesManifest(
     per_query=2,
     index={"factory": "Flat", "recall@10": 1.0},
     filters={"known_positive": 4},
+    scores={"positive": 0.7, "negative": 0.4},
     seconds={"embed": 1.5},
 )
 

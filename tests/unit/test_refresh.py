@@ -37,6 +37,7 @@ def publish(run: RunFolder, version: int, dataset_id: str = "sha256:a") -> Path:
         per_query=1,
         index={},
         filters={},
+        scores={"positive": 0.7, "negative": 0.4},
         seconds={},
     )
     mined = [MinedNegative(passage("n", "mined"), 0.5)]

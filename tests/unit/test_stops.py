@@ -46,7 +46,7 @@ def test_the_exit_code_says_try_again() -> None:
 def test_a_rank_gets_sigterm_when_its_parent_is_killed() -> None:
     """The parent has no chance to tell it: the kernel does."""
     child = (
-        "from train.stops import die_with_parent; import time; die_with_parent(); print(flush=True); time.sleep(9)"
+        "from train.stops import die_with_parent; import time; die_with_parent(); print(flush=True); time.sleep(60)"
     )
     parent = f"""
         import subprocess, sys
