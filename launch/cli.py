@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from data_shards.errors import UserError
+from launch.failures import TrainingFailedError
 
 EXIT_USER_ERROR = 2
 
@@ -76,6 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             answer = job()
     except UserError as error:
         return _mistake(error)
+    except TrainingFailedError as error:
+        print(f"dipole: training failed: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("dipole: interrupted", file=sys.stderr)
         return 130

@@ -172,7 +172,13 @@ def _check_overrides(overrides: Sequence[str]) -> list[str]:
         if not argument.startswith("--") or not equals:
             raise UserError(f"cannot read {argument!r}; overrides have the form --section.field=value")
         _check_key(key.replace("-", "_"), "argument")
-    return list(overrides)
+    return [_capital_truth(argument) for argument in overrides]
+
+
+def _capital_truth(argument: str) -> str:
+    """Let booleans be written as TOML writes them."""
+    key, _, value = argument.partition("=")
+    return f"{key}={value.capitalize()}" if value in ("true", "false") else argument
 
 
 def _check_key(key: str, where: str) -> None:

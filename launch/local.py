@@ -19,6 +19,7 @@ from data_shards.atomic import read_json
 from data_shards.errors import UserError
 from launch.children import Child
 from launch.config import RunConfig
+from launch.failures import TrainingFailedError
 from launch.runs import prepare_run
 from train.run_folder import RunFolder
 
@@ -29,10 +30,6 @@ _TICK_S = 0.2
 
 Row = dict[str, Any]
 OnEvent = Callable[[Row], None]
-
-
-class TrainingFailedError(RuntimeError):
-    """A rank or the miner failed; the message begins with the first cause."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -39,17 +39,13 @@ class Train:
     def run_with(self, overrides: Sequence[str]) -> dict[str, Any]:
         """Train, showing progress."""
         from launch.config import load_config
-        from launch.local import TrainingFailedError, train_here
+        from launch.local import train_here
 
         extra = [f"--run.ranks={self.ranks}"] if self.ranks is not None else []
         extra += [f"--run.out={self.out}"] if self.out is not None else []
         config = load_config(self.config, [*overrides, *extra])
-        try:
-            with train_progress() as on_event:
-                outcome = train_here(config, resume=self.resume, on_event=on_event)
-        except TrainingFailedError as error:
-            print(f"dipole: training failed: {error}", file=sys.stderr)
-            return {"run": str(config.run.out), "finished": False, "cause": str(error), "exit_code": 1}
+        with train_progress() as on_event:
+            outcome = train_here(config, resume=self.resume, on_event=on_event)
         answer: dict[str, Any] = {"run": str(outcome.run.root), "finished": outcome.finished, "steps": outcome.step}
         if outcome.finished:
             return answer | {"snapshot": str(outcome.run.final)}

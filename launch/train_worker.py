@@ -43,7 +43,12 @@ def _leave_cause(run: RunFolder, rank: str, error: BaseException) -> None:
     """Write the failure down, unless another rank was first: what comes later is mostly its echo."""
     for_people = isinstance(error, UserError | RefreshFailedError)
     cause = str(error) if for_people else f"{type(error).__name__}: {error}"
-    row = {"rank": int(rank), "cause": cause, "user_error": for_people, "traceback": traceback.format_exc()}
+    row = {
+        "rank": int(rank),
+        "cause": cause,
+        "user_error": isinstance(error, UserError),
+        "traceback": traceback.format_exc(),
+    }
     try:
         with open(run.failure, "x", encoding="utf-8") as file:
             json.dump(row, file, indent=1)

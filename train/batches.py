@@ -121,6 +121,8 @@ class BatchLoader:
         """Read and tokenise this rank's part of one global batch; a pure function of its arguments."""
         ordinals = self._order.rank_slice(step, self._rank, self._world)
         pairs = self._dataset.pairs(ordinals)
+        if bare := next((pair.query_id for pair in pairs if not pair.positives), None):
+            raise UserError(f"query {bare} in {self._dataset.folder} has no positive passage; import the pairs anew")
         positives = [pair.positives[step % len(pair.positives)] for pair in pairs]
         hard = self._hard_negatives(ordinals.tolist(), pairs, negatives)
         passages = [*positives, *hard]

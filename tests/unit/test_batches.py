@@ -13,7 +13,8 @@ import torch
 from data_shards.errors import ShardCorruptError, UserError
 from data_shards.order import GlobalOrder
 from data_shards.reader import PairDataset
-from data_shards.samples import Passage, text_hash
+from data_shards.samples import Pair, Passage, text_hash
+from data_shards.writer import ShardWriter
 from encoder.model import Encoder
 from tests.unit.tiny import pair, passage, write_pairs
 from train.batches import BatchConfig, BatchLoader, StepBatch
@@ -201,3 +202,15 @@ def test_counts_below_one_are_refused(name: str) -> None:
         BatchConfig(**{name: 0})  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"batch\.hard_negatives must be 0 or more, came -1"):
         BatchConfig(hard_negatives=-1)
+
+
+def test_a_pair_without_positives_is_refused_by_name(tmp_path: Path, encoder: Encoder) -> None:
+    with ShardWriter(tmp_path / "bare", "pairs", name="train") as writer:
+        writer.add(Pair(query_id="q7", query="which one", positives=()))
+    dataset = PairDataset(tmp_path / "bare")
+    order = GlobalOrder(dataset_id=dataset.dataset_id, samples=1, batch_size=1, seed=0)
+    loader = BatchLoader(
+        dataset=dataset, order=order, encoder=encoder, config=BatchConfig(batch_size=1), rank=0, world=1
+    )
+    with pytest.raises(UserError, match="^query q7 in .* has no positive passage; import the pairs anew$"):
+        loader.load(0, None)
