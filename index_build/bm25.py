@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 
 import bm25s
 import Stemmer
 
 from data_shards.samples import Passage
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # on import it sets itself to DEBUG, and announces each index
 
 Run = dict[str, dict[str, float]]
 """Query id -> passage id -> score."""

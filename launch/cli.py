@@ -44,7 +44,7 @@ class Verb(Protocol):
     """A parsed command; a frozen dataclass whose docstring is its help."""
 
     def run(self) -> dict[str, Any]:
-        """Do the job and return what `--json` prints."""
+        """Do the job and return what `--json` prints; `exit_code`, and `text` for people, are taken out first."""
 
 
 class TakesOverrides(Protocol):
@@ -84,8 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("dipole: interrupted", file=sys.stderr)
         return 130
     exit_code = int(answer.pop("exit_code", 0))
+    text = answer.pop("text", None)
     try:
-        print(json.dumps(answer) if as_json else _readable(answer), flush=True)
+        print(json.dumps(answer) if as_json else text or _readable(answer), flush=True)
     except BrokenPipeError:
         sys.stderr.close()
     return exit_code

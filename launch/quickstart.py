@@ -54,6 +54,7 @@ class Quickstart:
     def run_with(self, overrides: Sequence[str]) -> dict[str, Any]:
         """Go the whole way."""
         from launch.quickstart_report import finish
+        from launch.quickstart_show import show
 
         began = time.monotonic()
         out = self.out.absolute()
@@ -75,7 +76,8 @@ class Quickstart:
         _stage(3, "embedding the corpus, each passage once")
         index = _embed_and_index(config, outcome, data, out)
         _stage(5, "evaluating on modules that training never saw")
-        return finish(out, config, data, outcome, plain, index, began=began)
+        result = finish(out, config, data, outcome, plain, index, began=began)
+        return result | {"text": show(result)}
 
     def _config(self, out: Path, overrides: Sequence[str]) -> RunConfig:
         from encoder.snapshot import load_encoder
