@@ -14,6 +14,7 @@ EXIT_STOPPED = 75
 """Exit code of a rank that stopped when asked, with a checkpoint: EX_TEMPFAIL, "try again later"."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
 
 
 class StopFlag:
@@ -38,7 +39,9 @@ class StopFlag:
 
 
 def die_with_parent() -> None:
-    """Have the kernel send SIGTERM when the parent dies, even by SIGKILL: no rank outlives its launcher (Linux)."""
-    with_libc = ctypes.CDLL(None, use_errno=True)
-    if hasattr(with_libc, "prctl"):
-        with_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    """Have the kernel send SIGTERM when the parent dies, even by SIGKILL: no rank outlives its launcher (Linux).
+
+    Also fit to run between fork and exec: it loads nothing.
+    """
+    if hasattr(_LIBC, "prctl"):
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
