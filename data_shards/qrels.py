@@ -11,6 +11,23 @@ Qrels = dict[str, dict[str, int]]
 """Query id -> passage id -> grade; 0 and below mean judged and not relevant."""
 
 
+Run = dict[str, dict[str, float]]
+"""Query id -> passage id -> score."""
+
+
+def untied(run: Run) -> Run:
+    """Return the same rankings with no two scores equal; of equal ones the smaller id comes first.
+
+    Metrics libraries break ties each in a way of its own, so that nDCG and MRR of one run contradict each other.
+    """
+    return {
+        query: {
+            name: -float(rank) for rank, name in enumerate(sorted(scores, key=lambda name: (-scores[name], name)))
+        }
+        for query, scores in run.items()
+    }
+
+
 def read_qrels(path: Path) -> Qrels:
     """Read judgements: BEIR's three tab-separated columns under a header, or TREC's four.
 

@@ -90,6 +90,18 @@ def snapshot_step(path: Path) -> int:
     return int(read_json(stamp)["step"]) if stamp.exists() else 0
 
 
+def check_is_model(path: Path) -> None:
+    """Refuse at a glance what is there and no model; a path that is not there may be a hub name.
+
+    Raises:
+        UserError: it is a file, or a folder without a model.
+    """
+    if path.is_dir() and not (path / "config.json").exists():
+        raise UserError(f"{path} is not a model: it holds no config.json; give a snapshot or a transformers folder")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file, not a model folder; give a snapshot or a transformers folder")
+
+
 def load_encoder(name_or_path: str | Path, *, settings: EncoderSettings | None = None) -> Encoder:
     """Load a sentence-transformers folder, a plain transformers folder, or a hub name.
 
@@ -102,10 +114,7 @@ def load_encoder(name_or_path: str | Path, *, settings: EncoderSettings | None =
         UserError: it is no model, or has modules that Dipole does not read.
     """
     path = Path(name_or_path)
-    if path.is_dir() and not (path / "config.json").exists():
-        raise UserError(f"{path} is not a model: it holds no config.json; give a snapshot or a transformers folder")
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file, not a model folder; give a snapshot or a transformers folder")
+    check_is_model(path)
     previous = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -8,12 +8,10 @@ from collections.abc import Iterable, Mapping
 import bm25s
 import Stemmer
 
+from data_shards.qrels import Run
 from data_shards.samples import Passage
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # on import it sets itself to DEBUG, and announces each index
-
-Run = dict[str, dict[str, float]]
-"""Query id -> passage id -> score."""
 
 
 def bm25_run(queries: Mapping[str, str], corpus: Iterable[Passage], k: int = 100) -> Run:

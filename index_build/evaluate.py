@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from data_shards.beir import BeirFolder
 from data_shards.errors import UserError
-from data_shards.qrels import Qrels
+from data_shards.qrels import Qrels, Run, untied
 from data_shards.samples import Passage
 from encoder.embed import Precision, embed_texts
 from encoder.model import Encoder, reinitialised
 from encoder.snapshot import load_encoder
-from index_build.bm25 import Run, bm25_run
+from index_build.bm25 import bm25_run
 from index_build.exact import exact_search
 
 Metrics = dict[str, float]
@@ -42,7 +42,7 @@ def evaluate_run(run: Run, qrels: Qrels) -> Metrics:
     judged = {query: grades for query, grades in qrels.items() if any(grade > 0 for grade in grades.values())}
     if not judged:
         raise UserError("no query has a relevant passage; wanted judgements with a grade above 0")
-    values = ir_measures.calc_aggregate(list(_MEASURES.values()), judged, run)
+    values = ir_measures.calc_aggregate(list(_MEASURES.values()), judged, untied(run))
     return {name: float(values[measure]) for name, measure in _MEASURES.items()}
 
 
@@ -57,7 +57,7 @@ def paired_interval(run: Run, other: Run, qrels: Qrels, *, seed: int = 0) -> tup
     measure = _MEASURES["ndcg@10"]
     by_query = []
     for answers in (run, other):
-        values = {row.query_id: row.value for row in ir_measures.iter_calc([measure], qrels, answers)}
+        values = {row.query_id: row.value for row in ir_measures.iter_calc([measure], qrels, untied(answers))}
         by_query.append(np.array([values.get(query, 0.0) for query in qrels]))
     difference = by_query[0] - by_query[1]
     dice = np.random.default_rng(seed)

@@ -58,6 +58,8 @@ class Searcher:
         """Return the k nearest passages of each text, best first; fewer where the index gives fewer."""
         if k < 1:
             raise UserError(f"k is {k}, wanted at least 1")
+        if blank := [text for text in texts if not text.strip()]:
+            raise UserError(f"cannot search for {blank[0]!r}; give some words")
         vectors = embed_texts(self._encoder, texts, side="query")
         found = self.index.search(vectors, min(k, self.index.manifest.ntotal))
         answers = []

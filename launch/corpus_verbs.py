@@ -39,8 +39,12 @@ class Embed:
 
     def run(self) -> dict[str, Any]:
         """Embed, and return what the set holds."""
+        from data_shards.reader import CorpusDataset
+        from encoder.snapshot import check_is_model
         from index_build.ray_pool import EmbedPool
 
+        check_is_model(self.model)  # both before Ray is started for nothing
+        CorpusDataset(self.corpus)
         pool = EmbedPool(
             workers=len(os.sched_getaffinity(0)) if self.workers is None else self.workers,
             threads_per_worker=self.threads_per_worker,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -22,6 +23,7 @@ from launch.config import RunConfig
 from launch.failures import TrainingFailedError
 from launch.runs import prepare_run
 from train.run_folder import RunFolder
+from train.stops import hold
 
 _log = logging.getLogger(__name__)
 _GRACE_S = 60.0
@@ -56,6 +58,11 @@ def train_here(config: RunConfig, *, resume: bool = False, on_event: OnEvent = l
         TrainingFailedError: a rank or the miner failed.
     """
     run = prepare_run(config, resume=resume)
+    lock = hold(run.lock, alone=True)
+    if lock is None:
+        raise UserError(
+            f"{run.root} is in use by a training that is running or about to end; wait for it, or stop it"
+        )
     run.stopped.unlink(missing_ok=True)
     run.failure.unlink(missing_ok=True)
     began = time.time()
@@ -68,6 +75,7 @@ def train_here(config: RunConfig, *, resume: bool = False, on_event: OnEvent = l
     finally:
         for child in children:
             child.end(_GRACE_S)
+        lock.close()
     return _outcome(run, children[0], dead)
 
 
@@ -102,6 +110,8 @@ def _outcome(run: RunFolder, ranks: Child, dead: Child | None) -> Outcome:
     # Ranks that were stopped because another died leave the same flag as those that a person stopped.
     if run.stopped.exists() and dead is None:
         return Outcome(run=run, finished=False, step=read_json(run.stopped)["step"])
+    if dead is None and (killed := _killed_rank(ranks.log.read_text(encoding="utf-8", errors="replace"))):
+        raise TrainingFailedError(f"{killed}\ngo on with: dipole train {run.config} --resume")
     if run.failure.exists():
         failure = read_json(run.failure)
         if failure["user_error"]:
@@ -109,6 +119,16 @@ def _outcome(run: RunFolder, ranks: Child, dead: Child | None) -> Outcome:
         raise TrainingFailedError(f"rank {failure['rank']}: {failure['cause']}\n(log: {ranks.log})")
     culprit = dead or ranks
     raise TrainingFailedError(f"the {culprit.name} ended (exit code {culprit.exit_code()}):\n{culprit.last_lines()}")
+
+
+def _killed_rank(log: str) -> str | None:
+    """Say which rank a signal ended, if that came first: what the others then tell is only its echo."""
+    last = log.rpartition("Root Cause (first observed failure):")[2]
+    found = re.search(r"rank\s*: (\d+).*?exitcode\s*: -(\d+) ", last, re.DOTALL)
+    if found is None or "Root Cause" not in log or int(found[2]) == signal.SIGTERM:
+        return None
+    name = signal.Signals(int(found[2])).name
+    return f"rank {found[1]} was killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
 
 
 def _start_ranks(run: RunFolder, config: RunConfig) -> Child:

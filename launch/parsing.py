@@ -40,4 +40,6 @@ def _one_line(box: str) -> str:
     text = " ".join(line for line in lines[1:] if line)
     for rest in _REST:
         text = text.split(rest)[0]
-    return " ".join(text.split()).rstrip(" -") or "the arguments do not fit; see --help"
+    return (
+        " ".join(text.split()).rstrip(" -").removeprefix("Error parsing ") or "the arguments do not fit; see --help"
+    )

@@ -70,7 +70,7 @@ class Mine:
         from launch.miner import Miner, request_by_hand
         from train.run_folder import RunFolder
 
-        run = RunFolder(self.run_dir.absolute())
+        run = RunFolder(self.run_dir.resolve())
         if not run.identity.exists():
             raise UserError(f"{self.run_dir} is not a run folder; give one that `dipole train` made")
         config = load_config(run.config)
@@ -83,6 +83,11 @@ class Mine:
                 request = request_by_hand(run, config, root)
             report = miner.serve(request, root)
         return asdict(report)
+
+
+def _refresh_line(row: dict[str, Any]) -> tuple[Any, ...]:
+    line = "step %d  negatives version %d for %d queries in %.1f s"
+    return line, row["step"], row["version"], row["queries"], sum(row["seconds"].values())
 
 
 @contextmanager
@@ -103,7 +108,8 @@ def train_progress(label: str = "training") -> Iterator[Callable[[dict[str, Any]
             elif row["event"] == "dev":
                 _log.info("step %d  dev nDCG@10 %.4f", row["step"], row["ndcg@10"])
             elif row["event"] == "refresh":
-                seconds = sum(row["seconds"].values())
-                _log.info("step %d  negatives version %d in %.1f s", row["step"], row["version"], seconds)
+                _log.info(*_refresh_line(row))
+                if not row["queries"]:
+                    _log.warning("no negative was left: %s; see [mining]", row["filters"])
 
         yield on_event

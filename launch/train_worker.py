@@ -17,13 +17,14 @@ from launch.runs import load_job
 from train.loop import train
 from train.refresh import RefreshFailedError
 from train.run_folder import RunFolder
-from train.stops import die_with_parent
+from train.stops import die_with_parent, hold
 
 
 def main(arguments: list[str]) -> int:
     """Train on this rank; the first rank to fail leaves the cause in the run folder."""
     die_with_parent()
     run = RunFolder(Path(arguments[0]))
+    lock = hold(run.lock)  # outlives the command where that is killed: nobody resumes under a rank that is leaving
     rank = os.environ.get("RANK", "0")
     logging.basicConfig(
         level=logging.INFO, format=f"%(asctime)s rank {rank} %(levelname)s %(name)s: %(message)s", stream=sys.stderr
@@ -36,6 +37,8 @@ def main(arguments: list[str]) -> int:
         raise
     if dist.is_initialized():
         dist.destroy_process_group()
+    if lock is not None:
+        lock.close()
     return code
 
 

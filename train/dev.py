@@ -17,6 +17,7 @@ from ir_measures import nDCG
 
 from data_shards.beir import BeirFolder
 from data_shards.errors import UserError
+from data_shards.qrels import untied
 from data_shards.samples import Passage
 from encoder.embed import Precision, embed_texts
 from encoder.model import Encoder
@@ -92,7 +93,7 @@ class DevSet:
             for name, places, scores in zip(query_ids, place_qk.tolist(), score_qk.tolist(), strict=True)
         }
         metric = nDCG @ 10
-        return float(ir_measures.calc_aggregate([metric], self._qrels, run)[metric])
+        return float(ir_measures.calc_aggregate([metric], self._qrels, untied(run))[metric])
 
 
 def _bounded_corpus(folder: BeirFolder, judged: set[str], limit: int) -> list[Passage]:

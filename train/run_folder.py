@@ -72,6 +72,11 @@ class RunFolder:
         return self.root / "stopped.json"
 
     @property
+    def lock(self) -> Path:
+        """Held, shared, by every process of a run that is going on."""
+        return self.root / "lock"
+
+    @property
     def done(self) -> Path:
         """There when the run reached its last step."""
         return self.root / "done.json"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import signal
+from pathlib import Path
 from types import FrameType
+from typing import IO
 
 import torch
 
@@ -36,6 +39,26 @@ class StopFlag:
     def asked_anywhere(self, device: torch.device) -> bool:
         """Whether any rank caught one: a collective, so that all ranks leave together."""
         return max_over_ranks(int(self.asked_here()), device) > 0
+
+
+def hold(lock: Path, *, alone: bool = False) -> IO[bytes] | None:
+    """Hold a lock until the file is closed or the process ends, however it ends.
+
+    Args:
+        lock: the file; made where it is not there.
+        alone: whether nobody else may hold it at this moment. Afterwards others may join.
+
+    Returns:
+        The open file; None where another holds it.
+    """
+    file = open(lock, "ab")
+    try:
+        fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    fcntl.flock(file, fcntl.LOCK_SH)
+    return file
 
 
 def die_with_parent() -> None:

@@ -79,8 +79,9 @@ def test_resume_is_exact_after_kill_9(start: Path, uninterrupted: Path, tmp_path
     try:
         watched.wait_for(lambda: steps_logged(run) >= at_step)
         (watched.rank(1) if victim == "rank" else watched.process).kill()
-        code, _ = watched.wait()
+        code, output = watched.wait()
         assert code == (1 if victim == "rank" else -signal.SIGKILL)
+        assert victim != "rank" or "training failed: rank 1 was killed by SIGKILL" in output
         assert watched.ends_within(60) == []
     finally:
         watched.clean_up()

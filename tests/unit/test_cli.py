@@ -105,7 +105,7 @@ def test_an_unknown_verb_gets_a_suggestion(capsys: Capture, words: list[str], me
     [
         (["train"], "Missing from dipole train: PATH TOML file"),
         (["train", "a.toml", "b.toml"], "Unrecognized options: b.toml"),
-        (["train", "a.toml", "--ranks", "two"], "Error parsing --ranks"),
+        (["train", "a.toml", "--ranks", "two"], "--ranks: no type matching"),
         (
             ["train", "no-such.toml", "--json"],
             "config no-such.toml does not exist; configs/ holds",

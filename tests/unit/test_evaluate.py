@@ -123,3 +123,12 @@ def test_mistakes_are_named(encoder: Encoder, beir: Path) -> None:
     beir.joinpath("qrels/odd.tsv").write_text("query-id\tcorpus-id\tscore\nq9\td2\t1\n")
     with pytest.raises(UserError, match="split odd judges query 'q9'.*does not hold"):
         evaluate_beir(encoder, beir, "odd")
+
+
+def test_equal_scores_are_broken_one_way_for_every_metric() -> None:
+    """The library's nDCG puts the larger id first, its MRR the smaller: one run, two rankings."""
+    tied = {"q": {"b": 1.0, "a": 1.0}}
+    assert evaluate_run(tied, {"q": {"a": 1}})["ndcg@10"] == pytest.approx(1.0)
+    assert evaluate_run(tied, {"q": {"a": 1}})["mrr@10"] == pytest.approx(1.0)
+    assert evaluate_run(tied, {"q": {"b": 1}})["ndcg@10"] == pytest.approx(1 / math.log2(3))
+    assert evaluate_run(tied, {"q": {"b": 1}})["mrr@10"] == pytest.approx(0.5)

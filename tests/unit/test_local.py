@@ -15,7 +15,7 @@ from data_shards.errors import UserError
 from launch import local
 from launch.children import Child
 from launch.config import RunConfig, load_config
-from launch.local import Outcome, TrainingFailedError, train_here
+from launch.local import Outcome, TrainingFailedError, _killed_rank, train_here
 from train.run_folder import RunFolder
 
 # Ranks that stop when asked, with a checkpoint, as the real ones do; `sys.argv[1]` is the run folder.
@@ -152,3 +152,16 @@ def test_rows_are_followed_through_cut_lines_and_a_replaced_file(tmp_path: Path)
         replaced.replace(path)
         assert rows() == [{"time": 13}]
         assert rows() == []
+
+
+def test_a_killed_rank_is_named_before_its_echo() -> None:
+    log = (
+        "Failures:\n[1]:\n  rank      : 0 (local_rank: 0)\n  exitcode  : 1 (pid: 10) \n---\n"
+        "Root Cause (first observed failure):\n[0]:\n  rank      : 1 (local_rank: 1)\n"
+        "  exitcode  : {} (pid: 11)  (X)\n"
+    )
+    assert _killed_rank(log.format(-9)) == "rank 1 was killed by SIGKILL (out of memory?)"
+    assert _killed_rank(log.format(-11)) == "rank 1 was killed by SIGSEGV"
+    assert _killed_rank(log.format(-15)) is None
+    assert _killed_rank(log.format(1)) is None
+    assert _killed_rank("all is well") is None

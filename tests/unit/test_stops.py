@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from train.stops import EXIT_STOPPED, StopFlag
+from train.stops import EXIT_STOPPED, StopFlag, hold
 
 ROOT = Path(__file__).parents[2]
 NUMBERS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
@@ -70,3 +70,14 @@ def test_a_rank_gets_sigterm_when_its_parent_is_killed() -> None:
         finally:
             if rank.is_running():
                 rank.kill()
+
+
+def test_a_lock_is_for_one_who_wants_it_alone_and_then_for_all_who_join(tmp_path: Path) -> None:
+    first = hold(tmp_path / "lock", alone=True)
+    joined = hold(tmp_path / "lock")
+    assert first is not None
+    assert joined is not None
+    first.close()
+    assert hold(tmp_path / "lock", alone=True) is None, "one who joined is still there"
+    joined.close()
+    assert hold(tmp_path / "lock", alone=True) is not None
