@@ -122,13 +122,17 @@ def _outcome(run: RunFolder, ranks: Child, dead: Child | None) -> Outcome:
 
 
 def _killed_rank(log: str) -> str | None:
-    """Say which rank a signal ended, if that came first: what the others then tell is only its echo."""
-    last = log.rpartition("Root Cause (first observed failure):")[2]
-    found = re.search(r"rank\s*: (\d+).*?exitcode\s*: -(\d+) ", last, re.DOTALL)
-    if found is None or "Root Cause" not in log or int(found[2]) == signal.SIGTERM:
-        return None
-    name = signal.Signals(int(found[2])).name
-    return f"rank {found[1]} was killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
+    """Say which rank was killed, by torchrun's last report; what the other ranks tell then is only its echo.
+
+    torchrun's own "root cause" is whom it saw first, which may be the echo. Ranks that it ended itself have SIGTERM,
+    ranks that gave up on a lost peer may have SIGABRT: neither is a cause.
+    """
+    report = log.rpartition("ChildFailedError")[2] if "ChildFailedError" in log else ""
+    for rank, number in re.findall(r"rank +: (\d+) [^\n]*\n +exitcode +: -(\d+) ", report):
+        if int(number) not in (signal.SIGTERM, signal.SIGABRT):
+            name = signal.Signals(int(number)).name
+            return f"rank {rank} was killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
+    return None
 
 
 def _start_ranks(run: RunFolder, config: RunConfig) -> Child:

@@ -155,13 +155,17 @@ def test_rows_are_followed_through_cut_lines_and_a_replaced_file(tmp_path: Path)
 
 
 def test_a_killed_rank_is_named_before_its_echo() -> None:
-    log = (
-        "Failures:\n[1]:\n  rank      : 0 (local_rank: 0)\n  exitcode  : 1 (pid: 10) \n---\n"
-        "Root Cause (first observed failure):\n[0]:\n  rank      : 1 (local_rank: 1)\n"
-        "  exitcode  : {} (pid: 11)  (X)\n"
-    )
-    assert _killed_rank(log.format(-9)) == "rank 1 was killed by SIGKILL (out of memory?)"
-    assert _killed_rank(log.format(-11)) == "rank 1 was killed by SIGSEGV"
-    assert _killed_rank(log.format(-15)) is None
-    assert _killed_rank(log.format(1)) is None
+    def report(root: int, other: int) -> str:
+        return (
+            "ChildFailedError: \nFailures:\n[1]:\n"
+            f"  rank      : 0 (local_rank: 0)\n  exitcode  : {other} (pid: 10) \n---\n"
+            "Root Cause (first observed failure):\n[0]:\n"
+            f"  rank      : 1 (local_rank: 1)\n  exitcode  : {root} (pid: 11)  (X)\n"
+        )
+
+    assert _killed_rank(report(-9, 1)) == "rank 1 was killed by SIGKILL (out of memory?)"
+    assert _killed_rank(report(1, -9)) == "rank 0 was killed by SIGKILL (out of memory?)"
+    assert _killed_rank(report(-11, -6)) == "rank 1 was killed by SIGSEGV"
+    assert _killed_rank(report(1, -15)) is None
+    assert _killed_rank(report(-9, 1) + "resumed\n" + report(1, 1)) is None, "that was an earlier try"
     assert _killed_rank("all is well") is None
