@@ -29,6 +29,7 @@ def test_names_by_hand(tmp_path: Path) -> None:
         "logs": "logs",
         "failure": "failure.json",
         "stopped": "stopped.json",
+        "lock": "lock",
         "done": "done.json",
     }
     assert run.snapshot(40) == run.root / "snapshots/step-0000040"
