@@ -88,3 +88,10 @@ def test_a_second_one_in_the_same_folder_is_refused(out: Path):
     answer = dipole("quickstart", "--tiny", "--out", out, expect=2)
     assert answer["stderr"] == f"dipole: {out} is there already and is never overwritten; choose another --out\n"
     assert answer["stdout"] == ""
+
+
+def test_it_starts_from_a_local_pretrained_encoder(out: Path, result: dict[str, Any], tmp_path: Path):
+    answer = dipole("quickstart", "--tiny", "--model", result["snapshot"], "--out", tmp_path / "out")
+    assert answer["negatives_versions"] == 2
+    # It began where the given model stood: its weights, and so its metrics, are the other run's last ones.
+    assert answer["metrics"]["untrained"]["ndcg@10"] == pytest.approx(result["metrics"]["trained"]["ndcg@10"])
