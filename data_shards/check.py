@@ -1,92 +1,77 @@
-"""Looking at a dataset: is it whole, what is in it, and a few samples to read."""
+"""Is a dataset whole? Every damage that is there, and a few samples to read."""
 
 from __future__ import annotations
 
+import os
 import random
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
-from data_shards.columns import exact_hash
+from data_shards.atomic import sha256_file
 from data_shards.errors import ShardCorruptError, UserError
-from data_shards.manifest import Manifest, dataset_id_of
-from data_shards.reader import CorpusDataset, PairDataset, ShardReader, open_dataset
-from data_shards.samples import Pair, Passage, text_hash
-from data_shards.sidecar import sidecar_path
-from data_shards.tar import scan_offsets
+from data_shards.manifest import MANIFEST_NAME, Kind, Manifest, ShardEntry, dataset_id_of
+from data_shards.reader import PairDataset, open_dataset
+from data_shards.samples import Pair, Passage
+from data_shards.shard_reader import MAX_SAMPLE_BYTES
+from data_shards.sidecar import SIDECARS, sidecar_path
+from data_shards.tar import plain_json, read_span, scan_crcs, scan_offsets
 
-_PROGRESS_EVERY = 1000
+MOST_SAMPLES = 20
+"""So many damaged samples of a shard are told one by one."""
 
 Progress = Callable[[int, int], None]
 
 
-def check_dataset(folder: Path, progress: Progress | None = None) -> dict[str, Any]:
-    """Verify all of a dataset: checksums, archives, sidecars, every sample, and that a corpus has each id once.
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """Something that is not as the manifest, the sidecars or the tar format promise."""
 
-    Raises:
-        UserError: the folder is no dataset, its manifest contradicts itself, or an id comes twice.
-        ShardCorruptError: a shard or a sidecar is damaged; the message names it and where.
-    """
-    dataset = open_dataset(folder)
-    manifest = dataset.manifest
-    if dataset_id_of(manifest.kind, manifest.shards) != manifest.dataset_id:
-        raise UserError(f"the manifest of {folder} does not match its own dataset_id; it was edited: make it anew")
-    for entry in manifest.shards:
-        path = folder / entry.path
-        if path.is_file():
-            _check_sidecar(path)
-        ShardReader(path, entry, verify=True)
-    ids: set[int] = set()
-    for item in _with_progress(dataset, progress):
-        if isinstance(item, Passage):
-            identity = exact_hash(item.id)
-            if identity in ids:
-                raise UserError(f"passage id {item.id!r} comes twice in {folder}; ids must be unique")
-            ids.add(identity)
-    return {**summary(folder, manifest), "whole": True}
+    shard: str
+    """File name."""
+    offset: int | None
+    """Byte offset of the first damaged header or payload; None where it cannot be told."""
+    what: str
+    """What was wanted, and what came."""
+
+    def __str__(self) -> str:
+        """Return one line."""
+        place = "" if self.offset is None else f" at byte {self.offset}"
+        return f"{self.shard}{place}: {self.what}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self)
 
 
-def stats(folder: Path, progress: Progress | None = None) -> dict[str, Any]:
-    """Describe the samples of a dataset: how many, how long, how often repeated.
+def damages_of(folder: Path, progress: Progress | None = None) -> list[Damage]:
+    """Read every byte of a dataset and return all that is damaged, shard by shard.
 
     Raises:
         UserError: the folder is no dataset.
-        ShardCorruptError: a shard is damaged.
     """
-    dataset = open_dataset(folder)
-    words: dict[str, list[int]] = {}
-    chars: dict[str, list[int]] = {}
-    seen: dict[str, Counter[int]] = {}
-    positives, negatives = Counter[int](), Counter[int]()
-
-    def note(part: str, text: str) -> None:
-        words.setdefault(part, []).append(len(text.split()))
-        chars.setdefault(part, []).append(len(text))
-        seen.setdefault(part, Counter())[text_hash(text)] += 1
-
-    for item in _with_progress(dataset, progress):
-        if isinstance(item, Passage):
-            note("passage", item.content)
-            continue
-        note("query", item.query)
-        positives[len(item.positives)] += 1
-        negatives[len(item.negatives)] += 1
-        for passage in item.positives:
-            note("positive", passage.content)
-        for passage in item.negatives:
-            note("negative", passage.content)
-    described = summary(folder, dataset.manifest)
-    for part in words:
-        repeated = sum(count - 1 for count in seen[part].values())
-        described[part] = {"words": _spread(words[part]), "chars": _spread(chars[part]), "repeated": repeated}
-    if positives:
-        described["positives_per_query"] = {str(count): queries for count, queries in sorted(positives.items())}
-        described["negatives_per_query"] = {str(count): queries for count, queries in sorted(negatives.items())}
-    return described
+    manifest = Manifest.load(folder)
+    found: list[Damage] = []
+    if dataset_id_of(manifest.kind, manifest.shards) != manifest.dataset_id:
+        what = "it does not match its own dataset_id; it was edited: make the dataset anew"
+        found.append(Damage(shard=MANIFEST_NAME, offset=None, what=what))
+    done = 0
+    for entry in manifest.shards:
+        found += _damages_of_shard(folder / entry.path, entry, manifest.kind)
+        done += entry.samples
+        if progress is not None:
+            progress(done, manifest.samples)
+    known = {entry.path for entry in manifest.shards}
+    for path in sorted(folder.glob("*.tar")):
+        if path.name not in known:
+            what = "the manifest does not name it; a reader that takes every tar would mix it in: remove it"
+            found.append(Damage(shard=path.name, offset=None, what=what))
+    return found
 
 
 def sample(folder: Path, count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -100,7 +85,7 @@ def sample(folder: Path, count: int, seed: int = 0) -> list[dict[str, Any]]:
         raise UserError(f"{count} samples were asked for; wanted 0 or more")
     ordinals = random.Random(seed).sample(range(len(dataset)), min(count, len(dataset)))
     drawn = dataset.pairs(ordinals) if isinstance(dataset, PairDataset) else dataset.passages(ordinals)
-    return [asdict(item) for item in drawn]
+    return [msgspec.to_builtins(item) for item in drawn]
 
 
 def summary(folder: Path, manifest: Manifest) -> dict[str, Any]:
@@ -116,32 +101,94 @@ def summary(folder: Path, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _check_sidecar(tar_path: Path) -> None:
-    """Compare a sidecar with its tar, before a reader would mend it."""
-    offsets = scan_offsets(tar_path)
-    path = sidecar_path(tar_path)
-    if not path.exists():
-        return
-    wanted, found = offsets.astype("<u8").tobytes(), path.read_bytes()
-    if found != wanted:
-        shared = min(len(wanted), len(found))
-        differing = np.flatnonzero(
-            np.frombuffer(wanted[:shared], dtype=np.uint8) != np.frombuffer(found[:shared], dtype=np.uint8)
-        )
-        at = int(differing[0]) if len(differing) else shared
-        raise ShardCorruptError(
-            path, at, f"it does not match {tar_path.name}; delete it, it is made anew when needed"
-        )
+def _damages_of_shard(path: Path, entry: ShardEntry, kind: Kind) -> list[Damage]:
+    if not path.is_file():
+        what = "the shard is missing, though the manifest names it; copy the dataset again or make it anew"
+        return [Damage(shard=entry.path, offset=None, what=what)]
+    found = []
+    size = path.stat().st_size
+    if size != entry.bytes:
+        what = f"the file ends at byte {size}, the manifest says at {entry.bytes}"
+        found.append(Damage(shard=entry.path, offset=min(size, entry.bytes), what=what))
+    try:
+        offsets = scan_offsets(path)
+        crcs = scan_crcs(path, offsets)
+    except ShardCorruptError as error:
+        return [*found, Damage(shard=entry.path, offset=error.offset, what=error.what)]
+    if len(offsets) - 1 != entry.samples:
+        what = f"{len(offsets) - 1} samples, the manifest says {entry.samples}"
+        found.append(Damage(shard=entry.path, offset=int(offsets[-1]), what=what))
+    if sha256_file(path) != entry.sha256:
+        found.append(_flipped(path, entry, offsets, crcs))
+    else:
+        found += _damaged_sidecars(path, {"idx": offsets, "crc": crcs})
+    return found + list(_no_samples(path, offsets, kind))
 
 
-def _with_progress(dataset: PairDataset | CorpusDataset, progress: Progress | None) -> Iterator[Pair | Passage]:
-    items: Iterable[Pair | Passage] = dataset
-    for done, item in enumerate(items, 1):
-        yield item
-        if progress is not None and (done % _PROGRESS_EVERY == 0 or done == len(dataset)):
-            progress(done, len(dataset))
+def _flipped(path: Path, entry: ShardEntry, offsets: NDArray[np.uint64], crcs: NDArray[np.uint32]) -> Damage:
+    """Say where a shard differs from what was written: its checksums, sample by sample, know."""
+    stored = _read_sidecar(path, "crc")
+    differing = np.flatnonzero(stored != crcs).tolist() if len(stored) == len(crcs) else []
+    # Where all differ the sidecar is another shard's, or the shard is.
+    if not 0 < len(differing) < max(2, len(crcs)):
+        what = f"its checksum is not the manifest's {entry.sha256[:12]}…, and which sample differs cannot be told"
+        return Damage(shard=entry.path, offset=None, what=what)
+    row = differing[0]
+    more = f", and {len(differing) - 1} more" if len(differing) > 1 else ""
+    what = f"sample {row} is not what was written (its CRC-32 differs){more}; fetch the shard again"
+    return Damage(shard=entry.path, offset=int(offsets[row]), what=what)
 
 
-def _spread(values: list[int]) -> dict[str, float]:
-    low, middle, high = np.percentile(values, [5, 50, 95]).tolist()
-    return {"mean": round(float(np.mean(values)), 1), "p5": low, "p50": middle, "p95": high, "max": max(values)}
+def _damaged_sidecars(path: Path, wanted: dict[str, NDArray[Any]]) -> Iterator[Damage]:
+    """Compare the sidecars of a sound tar with it, before a reader would mend them, or trust them."""
+    for ending, values in wanted.items():
+        place = sidecar_path(path, ending)
+        if not place.exists():
+            continue  # made when it is needed
+        right, found = values.astype(SIDECARS[ending]).tobytes(), place.read_bytes()
+        if found != right:
+            shared = min(len(right), len(found))
+            pieces = (np.frombuffer(data[:shared], dtype=np.uint8) for data in (right, found))
+            differing = np.flatnonzero(np.not_equal(*pieces))
+            at = int(differing[0]) if len(differing) else shared
+            what = f"it does not match {path.name}; delete it, it is made anew when needed"
+            yield Damage(shard=place.name, offset=at, what=what)
+
+
+def _no_samples(path: Path, offsets: NDArray[np.uint64], kind: Kind) -> Iterator[Damage]:
+    """Yield the members that are no samples: checksums say what was written, not that it makes sense."""
+    wanted = "training sample" if kind == "pairs" else "passage"
+    read = Pair.from_json if kind == "pairs" else Passage.from_json
+    count = 0
+    for row, begin, span in _spans(path, offsets):
+        try:
+            if len(span) > MAX_SAMPLE_BYTES:
+                raise ValueError(f"a sample of {len(span):,} bytes, more than {MAX_SAMPLE_BYTES:,}")
+            read(plain_json(span) or read_span(span, path, begin)["json"])
+        except ShardCorruptError as error:
+            what, at = error.what, error.offset
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            what, at = f"row {row} holds no {wanted} ({type(error).__name__}: {error})", begin
+        else:
+            continue
+        count += 1
+        if count <= MOST_SAMPLES:
+            yield Damage(shard=path.name, offset=at, what=what)
+    if count > MOST_SAMPLES:
+        yield Damage(shard=path.name, offset=None, what=f"{count - MOST_SAMPLES} more rows like these")
+
+
+def _spans(path: Path, offsets: NDArray[np.uint64]) -> Iterator[tuple[int, int, bytes]]:
+    """Yield row, offset and bytes of each sample; of a huge one only so much as shows that it is."""
+    with open(path, "rb", buffering=1 << 20) as file:
+        for row, (begin, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
+            file.seek(begin, os.SEEK_SET)
+            yield row, begin, file.read(min(end - begin, MAX_SAMPLE_BYTES + 1))
+
+
+def _read_sidecar(path: Path, ending: str) -> NDArray[Any]:
+    place = sidecar_path(path, ending)
+    stored = np.dtype(SIDECARS[ending])
+    if not place.exists() or place.stat().st_size % stored.itemsize:
+        return np.empty(0, dtype=stored)
+    return np.fromfile(place, dtype=stored)

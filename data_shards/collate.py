@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from data_shards.packing import chunks_by_tokens
+
+CHUNK_COST = 32
+"""Tokens that take as long as starting one more chunk."""
 
 # Axes: B rows of a chunk, T tokens.
 
@@ -33,25 +38,41 @@ class Chunk:
         )
 
 
-def pad_chunks(token_ids: Sequence[Sequence[int]], *, pad_id: int, tokens_per_chunk: int) -> list[Chunk]:
+def pad_chunks(
+    token_ids: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    tokens_per_chunk: int,
+    chunk_cost: int = CHUNK_COST,
+    multiple_of: int = 1,
+) -> list[Chunk]:
     """Cut tokenised texts into padded chunks, longest first.
 
     Args:
         token_ids: one list of ids a text, special tokens included, none empty.
         pad_id: what fills the rest of a row.
         tokens_per_chunk: see `chunks_by_tokens`.
+        chunk_cost: see `chunks_by_tokens`.
+        multiple_of: chunks are padded to a multiple of this length, so that they come in fewer shapes.
 
     Returns:
         Chunks whose `rows` together hold each position of `token_ids` once.
     """
+    lengths = np.array([len(ids) for ids in token_ids], dtype=np.int64)
+    flat = np.fromiter(chain.from_iterable(token_ids), dtype=np.int64, count=int(lengths.sum()))
+    begins = np.cumsum(lengths) - lengths
     chunks = []
-    for rows in chunks_by_tokens([len(ids) for ids in token_ids], tokens_per_chunk):
-        longest = len(token_ids[rows[0]])
-        input_ids = torch.full((len(rows), longest), pad_id, dtype=torch.int64)
-        mask = torch.zeros((len(rows), longest), dtype=torch.int64)
-        for line, row in enumerate(rows):
-            ids = token_ids[row]
-            input_ids[line, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
-            mask[line, : len(ids)] = 1
-        chunks.append(Chunk(rows=torch.from_numpy(rows), input_ids=input_ids, attention_mask=mask))
+    padded = -(-lengths // multiple_of) * multiple_of
+    for rows in chunks_by_tokens(padded, tokens_per_chunk, chunk_cost):
+        columns = np.arange(padded[rows[0]])
+        mask = columns < lengths[rows, None]
+        input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
+        input_ids[mask] = flat[(begins[rows, None] + columns)[mask]]
+        chunks.append(
+            Chunk(
+                rows=torch.from_numpy(rows),
+                input_ids=torch.from_numpy(input_ids),
+                attention_mask=torch.from_numpy(mask.astype(np.int64)),
+            )
+        )
     return chunks

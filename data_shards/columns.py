@@ -27,48 +27,68 @@ _NUMBERED_NEGATIVE = re.compile(r"negative_\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairColumns:
-    """Names of a pair's columns, where they are not the usual ones."""
+class Columns:
+    """Names of columns, where they are not the usual ones. Empty: the usual ones are looked for."""
 
-    query: str | None = None
-    """Of the query."""
-    positive: str | None = None
-    """Of the positive passage or passages."""
-    negative: str | None = None
-    """Of the given negatives."""
+    query: str = ""
+    """Of the query; else `query`, `anchor` or `question`."""
+    positive: str = ""
+    """Of the positive passage or passages; else `positive`, `pos`, `passage` and the like."""
+    negative: str = ""
+    """Of given negatives; else `negative`, `negative_1` and on, `neg` and the like, where there are some."""
+    query_id: str = ""
+    """Of the query's id; else `query_id`, `qid`, `_id`, `id`, or one made from the query."""
+    weight: str = ""
+    """Of a number above 0 that says how much a pair counts (clicks, purchases); else `weight`."""
+    scores: str = ""
+    """Of the positives' graded relevance, one number each (ratings); else `scores`."""
+    id: str = ""
+    """Of a passage's id; else `id`, `_id`, `docid` and the like, or one made from the content."""
+    title: str = ""
+    """Of a passage's title; else `title`."""
+    text: str = ""
+    """Of a passage's text; else `text`, `contents`, `body` and the like."""
 
 
-def pair_of(row: Row, columns: PairColumns, source: str) -> Pair:
+_USUAL = Columns()
+
+
+def pair_of(row: Row, columns: Columns, source: str) -> Pair:
     """Read a pair from a row; one without a query id gets one from its query, a passage without one from its content.
 
     Raises:
-        UserError: a wanted column is not there, or holds what cannot be text; the message names file and line.
+        RowError: a wanted column is not there, or holds what cannot be text; the message names file and line.
     """
     query = _column(row, columns.query, _QUERY, "query")
     if query is not None and not isinstance(query, str):
         raise row.error(f"the query is of type {type(query).__name__}, wanted text")
-    positives = _column(row, columns.positive, _POSITIVE, "positive")
-    given_id = _first(row.values, _QUERY_ID)
+    values = _column(row, columns.positive, _POSITIVE, "positive")
+    positives = tuple(_passages(values, row, columns))
+    given_id = _first(row, columns.query_id, _QUERY_ID, "query_id")
     return Pair(
         query_id=str(given_id) if given_id is not None else f"q{exact_hash(query or ''):016x}",
         query=query or "",
-        positives=tuple(_passages(positives, row)),
-        negatives=tuple(_passages(_negatives(row, columns.negative), row)),
+        positives=positives,
+        negatives=tuple(_passages(_negatives(row, columns.negative), row, columns)),
         source=str(row.values.get("source") or source),
-        weight=_weight(row),
+        weight=_weight(row, columns.weight),
+        scores=_scores(row, columns.scores, len(positives)),
     )
 
 
-def passage_of(values: dict[str, Any], row: Row) -> Passage:
+def passage_of(values: dict[str, Any], row: Row, columns: Columns = _USUAL) -> Passage:
     """Read a passage from an object of a row, or from the row's own values; see `pair_of`."""
-    name = next((name for name in _TEXT if name in values), None)
-    if name is None:
-        raise row.error(f"a passage has no text (looked for {', '.join(_TEXT)}); there are: {_list(values)}")
-    text, title = values[name], values.get("title")
+    name = columns.text or next((name for name in _TEXT if name in values), None)
+    if name is None or name not in values:
+        tried = columns.text or ", ".join(_TEXT)
+        raise row.error(f"a passage has no text (looked for {tried}); there are: {_list(values)}")
+    if columns.title and columns.title not in values:
+        raise row.error(f"a passage has no {columns.title}, its title's column; there are: {_list(values)}")
+    text, title = values[name], values.get(columns.title or "title")
     text, title = "" if text is None else text, "" if title is None else title
     if not isinstance(text, str) or not isinstance(title, str):
         raise row.error(f"a passage's title or {name} is not text")
-    given_id = _first(values, _ID)
+    given_id = _first(row._replace(values=values), columns.id, _ID, "id")
     passage_id = str(given_id) if given_id is not None else f"p{exact_hash(title, text):016x}"
     return Passage(id=passage_id, title=title, text=text)
 
@@ -76,20 +96,20 @@ def passage_of(values: dict[str, Any], row: Row) -> Passage:
 def exact_hash(*texts: str) -> int:
     """Hash texts as they stand, to 64 bits; `samples.text_hash` is the one that folds case and white space."""
     # Lengths keep ("ab", "c") apart from ("a", "bc").
-    joined = "".join(f"{len(text)}:{text}" for text in texts)
+    joined = "".join([f"{len(text)}:{text}" for text in texts])
     return int.from_bytes(hashlib.blake2b(joined.encode(), digest_size=8).digest(), "little")
 
 
-def _column(row: Row, name: str | None, aliases: tuple[str, ...], wanted: str) -> Any:
+def _column(row: Row, name: str, aliases: tuple[str, ...], wanted: str) -> Any:
     for candidate in (name,) if name else aliases:
         if candidate in row.values:
             return row.values[candidate]
     tried = name or ", ".join(aliases)
     there = _list(row.values)
-    raise row.error(f"no {wanted} (looked for {tried}); there are: {there}; name its column with --{wanted}-column")
+    raise row.error(f"no {wanted} (looked for {tried}); there are: {there}; name its column with --columns.{wanted}")
 
 
-def _negatives(row: Row, name: str | None) -> list[Any]:
+def _negatives(row: Row, name: str) -> list[Any]:
     if name:
         return [_column(row, name, (), "negative")]
     return [
@@ -99,35 +119,60 @@ def _negatives(row: Row, name: str | None) -> list[Any]:
     ]
 
 
-def _passages(value: Any, row: Row) -> Iterator[Passage]:
+def _passages(value: Any, row: Row, columns: Columns) -> Iterator[Passage]:
     if value is None:
         return
     if isinstance(value, str):
         yield passage_of({"text": value}, row)
     elif isinstance(value, dict):
-        yield passage_of(value, row)
+        yield passage_of(value, row, columns)
     elif isinstance(value, list):
         for item in value:
-            yield from _passages(item, row)
+            yield from _passages(item, row, columns)
     else:
         raise row.error(f"a passage is of type {type(value).__name__}, wanted text, an object with `text`, or a list")
 
 
-def _weight(row: Row) -> float:
-    given = row.values.get("weight")
+def _weight(row: Row, name: str) -> float:
+    given = _column(row, name, (), "weight") if name else row.values.get("weight")
     if given in (None, ""):
         return 1.0
-    try:
-        weight = float(cast(Any, given))
-    except (TypeError, ValueError):
-        raise row.error(f"weight {given!r} is no number") from None
-    if not 0 < weight < math.inf:
-        raise row.error(f"weight {given!r} is not above 0 and finite")
+    weight = _number(given, row, "weight")
+    if weight < 0:
+        raise row.error(f"weight {given!r} is below 0")
     return weight
 
 
-def _first(values: dict[str, Any], names: tuple[str, ...]) -> Any:
-    return next((values[name] for name in names if values.get(name) not in (None, "")), None)
+def _scores(row: Row, name: str, positives: int) -> tuple[float, ...]:
+    given = _column(row, name, (), "scores") if name else row.values.get("scores")
+    if given in (None, "", []):
+        return ()
+    scores = tuple(_number(value, row, "score") for value in (given if isinstance(given, list) else [given]))
+    if len(scores) != positives:
+        raise row.error(f"{len(scores)} scores for {positives} positives; wanted one each")
+    if min(scores) < 0:
+        raise row.error(f"score {min(scores):g} is below 0; a negative passage belongs among the negatives")
+    return scores
+
+
+def _number(given: Any, row: Row, what: str) -> float:
+    try:
+        number = float(cast(Any, given))
+    except (TypeError, ValueError):
+        raise row.error(f"{what} {given!r} is no number") from None
+    if not math.isfinite(number):
+        raise row.error(f"{what} {given!r} is not finite")
+    return number
+
+
+def _first(row: Row, name: str, aliases: tuple[str, ...], wanted: str) -> Any:
+    """Return the first id that is given; one whose column was named has to be there."""
+    if name:
+        given = _column(row, name, (), wanted)
+        if given in (None, ""):
+            raise row.error(f"its {name} is empty, which was named as the column of the {wanted}")
+        return given
+    return next((row.values[alias] for alias in aliases if row.values.get(alias) not in (None, "")), None)
 
 
 def _list(values: dict[str, Any]) -> str:

@@ -1,267 +1,244 @@
-"""Raw text in, cleaned pairs and passages out, with a count of everything left out.
+"""Raw text in, shards out: a dataset is made of whatever files the user has.
 
-Accepted are BEIR folders and whatever `rows` reads, in the forms that `columns` knows.
+Three phases, each in memory that does not grow with the input. Parts of the inputs are made clean one by one, by as
+many processes as there are (`import_parts`); what repeats is found over all of them by sorted hashes (`repeats`);
+what stays is written in the inputs' order (`import_write`). The same inputs and settings give the same bytes, whoever
+worked on them; a killed import goes on where it was.
 """
 
 from __future__ import annotations
 
-import re
+import os
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from data_shards.atomic import sha256_file
-from data_shards.beir import BeirFolder
-from data_shards.columns import PairColumns, exact_hash, pair_of, passage_of
+from data_shards.atomic import fsync_dir
 from data_shards.errors import UserError
+from data_shards.import_config import ImportConfig
+from data_shards.import_parts import Conversion, Part
+from data_shards.import_plan import (
+    Checked,
+    RunParts,
+    evaluation_hashes,
+    hash_of,
+    join_quarantine,
+    plan_parts,
+    serially,
+    settings_of,
+)
+from data_shards.import_write import Drops, conflicts, find_drops, write_samples
+from data_shards.inputs import Input, resolve
 from data_shards.manifest import Kind, Manifest
-from data_shards.rows import read_rows
-from data_shards.samples import Pair, Passage
-from data_shards.writer import MAX_SHARD_BYTES, SAMPLES_PER_SHARD, ShardWriter
+from data_shards.refine import CountTokens
+from data_shards.rows import Row
+from data_shards.segments import PartRecord, Segment, quarantine_line
+from data_shards.work_folder import keep_only, work_folder
+from data_shards.writer import ShardWriter, refuse_occupied
 
-_PROGRESS_EVERY = 1000
+QUARANTINE_NAME = "quarantine.jsonl"
 
-Progress = Callable[[int, int], None]
+_DATASET = "dataset"
+
+Tick = Callable[[int, int], None]
+
+
+@contextmanager
+def _unseen(label: str) -> Iterator[Tick]:
+    yield lambda done, total: None
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportConfig:
-    """How raw files become shards."""
+class ImportTools:
+    """What the import is lent by the floors above."""
 
-    split: str = "train"
-    """Which judgements of a BEIR folder, or which part of a saved dataset, to take."""
-    query_column: str | None = None
-    """Column of the query; by default `query`, `anchor` or `question`."""
-    positive_column: str | None = None
-    """Column of the positive passage or passages; by default `positive`, `pos`, `passage` and the like."""
-    negative_column: str | None = None
-    """Column of given negatives; by default `negative`, `neg` and the like, where there is one."""
-    samples_per_shard: int = SAMPLES_PER_SHARD
-    """A shard is closed at so many samples,"""
-    max_shard_bytes: int = MAX_SHARD_BYTES
-    """or at so many bytes, whichever comes first."""
-    source: str = ""
-    """Name of the dataset; by default that of the first input."""
-    licence: str = ""
-    """The data's licence, for the manifest."""
-    weight: float = 1.0
-    """The dataset's share where several are mixed."""
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        if self.samples_per_shard < 1 or self.max_shard_bytes < 1:
-            sizes = f"samples_per_shard {self.samples_per_shard}, max_shard_bytes {self.max_shard_bytes}"
-            raise UserError(f"{sizes}: both must be at least 1")
-        if self.weight <= 0:
-            raise UserError(f"weight {self.weight} must be above 0")
+    run_parts: RunParts = serially
+    """Spreads the work over processes or machines that share the output's file system."""
+    progress: Callable[[str], AbstractContextManager[Tick]] = _unseen
+    """Shows a phase, of which so many of so many are done."""
+    count_tokens: CountTokens | None = None
+    """Counts tokens for chunks and limits; must be hashable, and fit to go to another process."""
+    validate: Callable[[Path], None] | None = None
+    """Looks at the dataset before it is published; may write into its folder, and raise."""
 
 
-def import_pairs(
-    inputs: Sequence[Path], out: Path, config: ImportConfig | None = None, progress: Progress | None = None
-) -> Manifest:
-    """Write training shards from raw files; see `pairs_from`.
-
-    Args:
-        inputs: files and folders, read in order.
-        out: must be empty or not there.
-        config: how.
-        progress: called now and then with the number of samples so far, twice: the total is not known beforehand.
-
-    Raises:
-        UserError: an input is missing, malformed or leaves no pair; `out` holds something already.
-    """
-    config = config or ImportConfig()
-    report: Counter[str] = Counter()
-    return _write("pairs", pairs_from(inputs, config, report), inputs, out, config, report, progress)
-
-
-def import_corpus(
-    inputs: Sequence[Path], out: Path, config: ImportConfig | None = None, progress: Progress | None = None
-) -> Manifest:
-    """Write corpus shards from raw files; see `corpus_from` and, for the arguments, `import_pairs`.
-
-    Raises:
-        UserError: an input is missing, malformed or leaves no passage; `out` holds something already.
-    """
-    config = config or ImportConfig()
-    report: Counter[str] = Counter()
-    return _write("corpus", corpus_from(inputs, config, report), inputs, out, config, report, progress)
-
-
-def pairs_from(
-    inputs: Sequence[Path], config: ImportConfig | None = None, report: Counter[str] | None = None
-) -> Iterator[Pair]:
-    """Yield cleaned pairs; a BEIR folder gives one pair per query, with all its positives.
-
-    Left out and counted: blank queries and passages, a positive that its query had already (in this pair or an
-    earlier one), a given negative with the text of a positive of its pair, pairs without a positive.
-
-    Args:
-        inputs: files and folders, read in order.
-        config: columns, split and source.
-        report: counts are added to it.
-
-    Raises:
-        UserError: an input is missing or malformed; the message names file and line.
-    """
-    config = config or ImportConfig()
-    counts = report if report is not None else Counter()
-    columns = PairColumns(query=config.query_column, positive=config.positive_column, negative=config.negative_column)
-    seen: set[int] = set()
-    for path in inputs:
-        source = config.source or _source_name(path)
-        if path.is_dir() and BeirFolder.is_one(path):
-            raw = _beir_pairs(BeirFolder(path), config.split, source, counts)
-        else:
-            raw = (pair_of(row, columns, source) for row in read_rows(path, config.split))
-        for pair in raw:
-            counts["pairs_read"] += 1
-            cleaned = _clean(pair, seen, counts)
-            if cleaned is not None:
-                counts["pairs_kept"] += 1
-                yield cleaned
-
-
-def corpus_from(
-    inputs: Sequence[Path], config: ImportConfig | None = None, report: Counter[str] | None = None
-) -> Iterator[Passage]:
-    """Yield the passages of a corpus, each id once.
-
-    Left out and counted: blank passages, and exact repetitions of a passage under its id. A passage that has no id
-    gets one from its content.
-
-    Raises:
-        UserError: an input is missing or malformed, or one id names two different passages.
-    """
-    config = config or ImportConfig()
-    counts = report if report is not None else Counter()
-    seen: dict[int, int] = {}
-    for path in inputs:
-        if path.is_dir() and BeirFolder.is_one(path):
-            raw = BeirFolder(path).corpus()
-        else:
-            raw = (passage_of(row.values, row) for row in read_rows(path, config.split))
-        for passage in raw:
-            counts["passages_read"] += 1
-            if not passage.content.strip():
-                counts["blank_passage"] += 1
-                continue
-            content = exact_hash(passage.title, passage.text)
-            identity = exact_hash(passage.id)
-            if identity in seen:
-                if seen[identity] != content:
-                    raise UserError(f"{path}: two different passages have the id {passage.id!r}; ids must be unique")
-                counts["repeated_passage"] += 1
-                continue
-            seen[identity] = content
-            counts["passages_kept"] += 1
-            yield passage
-
-
-def _write(
+def import_dataset(
     kind: Kind,
-    samples: Iterable[Pair | Passage],
-    inputs: Sequence[Path],
+    locations: Sequence[str | Path],
     out: Path,
-    config: ImportConfig,
-    report: Counter[str],
-    progress: Progress | None,
+    config: ImportConfig | None = None,
+    tools: ImportTools | None = None,
 ) -> Manifest:
-    if not inputs:
+    """Write a dataset from raw files.
+
+    Pairs: left out and counted are blank queries and passages, a positive that its query had already (in this pair or
+    an earlier one), a given negative with the text of a positive of its pair, pairs without a positive. A BEIR folder
+    gives one pair a query, with all its positives.
+
+    Corpus: left out and counted are blank passages, and repetitions of a passage under its id. A passage that has no
+    id gets one from its content.
+
+    Args:
+        kind: what to make.
+        locations: files, folders and hub names, read in this order.
+        out: must be empty or not there; the folder appears when it is whole.
+        config: how.
+        tools: who does the work, and who watches.
+
+    Raises:
+        UserError: an input is missing or damaged, malformed where that is no case for quarantine, or leaves nothing;
+            one id names two passages; `out` holds something already; another import writes it.
+    """
+    config, tools = config or ImportConfig(), tools or ImportTools()
+    if not locations:
         raise UserError("no input was given; name at least one file or folder with --input")
-    writer = ShardWriter(
-        out,
-        kind,
-        samples_per_shard=config.samples_per_shard,
-        max_bytes=config.max_shard_bytes,
-        source=config.source or ", ".join(dict.fromkeys(map(_source_name, inputs))),
-        licence=config.licence,
-        weight=config.weight,
-    )
-    with writer:
-        done = 0
-        for done, sample in enumerate(samples, 1):
-            writer.add(sample)
-            if progress is not None and done % _PROGRESS_EVERY == 0:
-                progress(done, done)
-        if not done:
-            counts = ", ".join(f"{name} {count}" for name, count in sorted(report.items())) or "they are empty"
-            names = ", ".join(str(path) for path in inputs)
-            raise UserError(f"nothing is left of {names} ({counts}); check the input")
-        if progress is not None:
-            progress(done, done)
-        writer.report = dict(sorted((+report).items()))
-        settings = {key: value for key, value in asdict(config).items() if value is not None}
-        writer.made_by = {"inputs": _checksums(kind, inputs, config), "settings": settings}
-    assert writer.manifest is not None
-    return writer.manifest
+    refuse_occupied(out)
+    with work_folder(out) as work:
+        return _Import(kind, locations, config, tools, work).run(out)
 
 
-def _beir_pairs(beir: BeirFolder, split: str, source: str, counts: Counter[str]) -> Iterator[Pair]:
-    qrels = beir.qrels(split)
-    queries = beir.queries()
-    wanted = {passage for judged in qrels.values() for passage, grade in judged.items() if grade > 0}
-    corpus = {passage.id: passage for passage in beir.corpus() if passage.id in wanted}
-    for query_id, judged in qrels.items():
-        if query_id not in queries:
-            counts["query_not_in_queries"] += 1
-            continue
-        relevant = [passage for passage, grade in judged.items() if grade > 0]
-        counts["positive_not_in_corpus"] += sum(passage not in corpus for passage in relevant)
-        positives = tuple(corpus[passage] for passage in relevant if passage in corpus)
-        yield Pair(query_id=query_id, query=queries[query_id], positives=positives, source=source)
+class _Import:
+    def __init__(
+        self, kind: Kind, locations: Sequence[str | Path], config: ImportConfig, tools: ImportTools, work: Path
+    ) -> None:
+        self._kind: Kind = kind
+        self._config, self._tools, self._work = config, tools, work
+        self._locations = locations
+        self._found = [resolve(place, config.input.split, kind, config.columns) for place in locations]
+        self._counts: Counter[str] = Counter()
+
+    def run(self, out: Path) -> Manifest:
+        inputs = [one for found in self._found for one in found.inputs]
+        files = self._check(inputs)
+        extra = evaluation_hashes(self._config.cleaning)
+        parts = plan_parts(inputs, files, self._config, self._kind, extra, self._work)
+        keep_only(self._work, [*(part.key for part in parts), *(part.join.stem for part in parts if part.join)])
+        records = self._convert(parts, extra)
+        for file in files.values():
+            file.refuse_change()
+        segments = [segment for part in parts for segment in records[part.key].segments]
+        self._refuse_nothing(segments)
+        with self._tools.progress("looking for repetitions") as tick:
+            drops = find_drops(segments, self._work, self._config.cleaning)
+            tick(len(segments), len(segments))
+        quarantine = self._quarantine(parts, records, segments, drops)
+        place = self._work / _DATASET / out.name  # by its own name: the report's heading
+        manifest = self._write(place, segments, drops, self._made_by(inputs, files, extra))
+        if quarantine is not None:
+            shutil.move(quarantine, place / QUARANTINE_NAME)
+        if self._tools.validate is not None:
+            self._tools.validate(place)
+        _publish(place, out)
+        return manifest
+
+    def _check(self, inputs: Sequence[Input]) -> dict[Path, Checked]:
+        """Read all files for their checksums: whether a part is done depends on them."""
+        paths = list(dict.fromkeys(path for one in inputs for _, path in one.files))
+        checked = {}
+        with self._tools.progress("checking inputs") as tick:
+            for done, file in enumerate(self._tools.run_parts(Checked.now, paths), 1):
+                checked[file.path] = file
+                tick(done, len(paths))
+        return checked
+
+    def _convert(self, parts: Sequence[Part], evaluation: tuple[str, ...]) -> dict[str, PartRecord]:
+        conversion = Conversion(
+            work=self._work,
+            kind=self._kind,
+            cleaning=self._config.cleaning,
+            on_error=self._config.input.on_error,
+            evaluation=evaluation,
+            count_tokens=self._tools.count_tokens,
+        )
+        # Equal parts, of a file that is given twice, are done once.
+        jobs = list({part.key: part for part in parts}.values())
+        records = {}
+        with self._tools.progress("reading and cleaning parts") as tick:
+            for done, record in enumerate(self._tools.run_parts(conversion, jobs), 1):
+                records[record.key] = record
+                tick(done, len(jobs))
+        for part in parts:
+            self._counts.update(records[part.key].counts)
+        return records
+
+    def _quarantine(
+        self, parts: Sequence[Part], records: dict[str, PartRecord], segments: Sequence[Segment], drops: Drops
+    ) -> Path | None:
+        """Collect the malformed rows of all parts in one file; None where there is none."""
+        path = self._work / QUARANTINE_NAME
+        names = [name for part in parts if (name := records[part.key].quarantine) is not None]
+        joins = {part.join: part for part in parts if part.join is not None}
+        with open(path, "wb") as out:
+            for source in (*map(join_quarantine, joins), *(self._work / name for name in names)):
+                with open(source, "rb") as lines:
+                    shutil.copyfileobj(lines, out)
+            for join in joins:
+                self._counts["quarantined"] += join_quarantine(join).read_bytes().count(b"\n")
+            if self._kind == "corpus":
+                self._set_conflicts_aside(segments, drops, out.write)
+        return path if path.stat().st_size else None
+
+    def _set_conflicts_aside(
+        self, segments: Sequence[Segment], drops: Drops, write: Callable[[bytes], object]
+    ) -> None:
+        for source, passage in conflicts(segments, self._work, drops):
+            if self._config.input.on_error == "error":
+                raise UserError(f"{source}: two different passages have the id {passage.id!r}; ids must be unique")
+            self._counts["quarantined"] += 1
+            row = Row(passage.to_dict(), Path(source), 0, "line")
+            write(quarantine_line(source, row, f"the id {passage.id!r} names another passage before"))
+
+    def _refuse_nothing(self, segments: Sequence[Segment]) -> None:
+        if segments:
+            return
+        keep_only(self._work, [])
+        counts = ", ".join(f"{name} {count}" for name, count in sorted((+self._counts).items())) or "they are empty"
+        names = ", ".join(map(str, self._locations))
+        raise UserError(f"nothing is left of {names} ({counts}); check the input")
+
+    def _write(self, place: Path, segments: Sequence[Segment], drops: Drops, made_by: dict[str, Any]) -> Manifest:
+        output = self._config.output
+        shutil.rmtree(place.parent, ignore_errors=True)  # of an earlier try that was stopped behind this point
+        writer = ShardWriter(
+            place,
+            self._kind,
+            samples_per_shard=output.samples_per_shard,
+            max_bytes=output.max_shard_mib << 20,
+            source=output.source or _joined(found.source for found in self._found),
+            licence=output.licence,
+            weight=output.weight,
+        )
+        with self._tools.progress("writing shards") as tick, writer:
+            write_samples(writer, segments, self._work, drops, self._counts, tick)
+            writer.report = dict(sorted((+self._counts).items()))
+            writer.made_by = made_by
+        assert writer.manifest is not None
+        return writer.manifest
+
+    def _made_by(self, inputs: Sequence[Input], files: dict[Path, Checked], extra: Any) -> dict[str, Any]:
+        read = [(name, files[path].sha256) for one in inputs for name, path in one.files]
+        settings = settings_of(self._config)
+        version = self._config.output.source_version or _joined(found.version for found in self._found)
+        return {
+            "inputs": [{"name": name, "sha256": checksum} for name, checksum in dict.fromkeys(read)],
+            "inputs_hash": hash_of(read),
+            "settings": settings,
+            "settings_hash": hash_of([settings, extra]),
+            "source_version": version,
+        }
 
 
-def _clean(pair: Pair, seen: set[int], counts: Counter[str]) -> Pair | None:
-    if not pair.query.strip():
-        counts["blank_query"] += 1
-        return None
-    positives = []
-    for passage in pair.positives:
-        identity = exact_hash(pair.query, passage.title, passage.text)
-        if not passage.content.strip():
-            counts["blank_positive"] += 1
-        elif identity in seen:
-            counts["repeated_positive"] += 1
-        else:
-            seen.add(identity)
-            positives.append(passage)
-    if not positives:
-        counts["pair_without_positive"] += 1
-        return None
-    contents = {passage.content_hash for passage in pair.positives}
-    negatives = []
-    for passage in pair.negatives:
-        if not passage.content.strip():
-            counts["blank_negative"] += 1
-        elif passage.content_hash in contents:
-            counts["negative_is_positive"] += 1
-        else:
-            negatives.append(passage)
-    return Pair(
-        query_id=pair.query_id,
-        query=pair.query,
-        positives=tuple(positives),
-        negatives=tuple(negatives),
-        source=pair.source,
-        weight=pair.weight,
-    )
+def _joined(names: Iterator[str]) -> str:
+    return ", ".join(name for name in dict.fromkeys(names) if name)
 
 
-def _source_name(path: Path) -> str:
-    return re.sub(r"(\.(jsonl|ndjson|tsv|csv|parquet))?(\.gz)?$", "", path.resolve().name, flags=re.IGNORECASE)
-
-
-def _checksums(kind: Kind, inputs: Sequence[Path], config: ImportConfig) -> list[dict[str, str]]:
-    files: list[tuple[str, Path]] = []
-    for path in inputs:
-        if path.is_dir() and BeirFolder.is_one(path):
-            beir = BeirFolder(path)
-            parts = [*beir.files, beir.qrels_path(config.split)] if kind == "pairs" else beir.files[:1]
-        elif path.is_dir():
-            parts = sorted(part for part in path.rglob("*.arrow") if part.is_file())
-        else:
-            parts = [path]
-        files += [(part.relative_to(path.parent).as_posix(), part) for part in parts]
-    return [{"name": name, "sha256": sha256_file(part)} for name, part in files]
+def _publish(place: Path, out: Path) -> None:
+    refuse_occupied(out)
+    if out.exists():
+        out.rmdir()
+    os.rename(place, out)
+    fsync_dir(out.parent)

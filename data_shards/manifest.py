@@ -7,6 +7,7 @@ no dataset.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -47,6 +48,8 @@ class ShardEntry:
             raise ValueError(f"shard path {self.path!r} is not the plain name of a .tar file")
         if not isinstance(self.samples, int) or not isinstance(self.bytes, int) or not isinstance(self.sha256, str):
             raise ValueError(f"the entry of shard {self.path} has values of a wrong type")
+        if self.samples < 0 or self.bytes < 0:
+            raise ValueError(f"the entry of shard {self.path} counts {self.samples} samples, {self.bytes} bytes")
         if not _SHA256.fullmatch(self.sha256):
             raise ValueError(f"sha256 {self.sha256!r} of shard {self.path} is no checksum")
 
@@ -89,6 +92,8 @@ class Manifest:
             )
         if self.kind not in FIELDS:
             raise ValueError(f"kind {self.kind!r} is none of {', '.join(FIELDS)}")
+        if not isinstance(self.weight, int | float) or not 0 < self.weight < math.inf:
+            raise ValueError(f"weight {self.weight!r} is no number above 0")
 
     @property
     def samples(self) -> int:
@@ -109,20 +114,34 @@ class Manifest:
         """
         path = folder / MANIFEST_NAME
         if not path.is_file():
-            advice = "make one with `dipole shards pairs` or `dipole shards corpus`"
-            raise UserError(f"{folder} is no dataset: it has no {MANIFEST_NAME}; {advice}")
-        row = read_json(path)
+            raise UserError(no_dataset(folder))
+        return cls.parse(read_json(path), path, kind)
+
+    @classmethod
+    def parse(cls, row: Any, place: Path | str, kind: Kind | None = None) -> Manifest:
+        """Check what a manifest file holds; `place` is its name, for errors.
+
+        Raises:
+            UserError: it is no manifest, or of a dataset of another kind than wanted.
+        """
         try:
             manifest = cls(**{**row, "shards": [ShardEntry(**entry) for entry in row["shards"]]})
         except (TypeError, KeyError, ValueError) as error:
-            raise UserError(f"{path} is no dataset manifest: {error}") from None
+            raise UserError(f"{place} is no dataset manifest: {error}") from None
         if kind is not None and manifest.kind != kind:
+            folder = str(place).removesuffix(f"/{MANIFEST_NAME}")
             raise UserError(f"{folder} holds a dataset of kind {manifest.kind}, wanted {kind}; choose another folder")
         return manifest
 
     def save(self, folder: Path) -> None:
         """Write the manifest, atomically: from then on the folder is a dataset."""
         write_json(folder / MANIFEST_NAME, asdict(self))
+
+
+def no_dataset(place: Path | str) -> str:
+    """Return the message for a place that has no manifest."""
+    advice = "make one with `dipole shards pairs` or `dipole shards corpus`"
+    return f"{place} is no dataset: it has no {MANIFEST_NAME}; {advice}"
 
 
 def dataset_id_of(kind: Kind, shards: Sequence[ShardEntry]) -> str:

@@ -1,7 +1,7 @@
 """The format of a negatives version: mined negatives for a stretch of the global order.
 
     ROOT/v000003/train-000000.tar        one member per touched sample, keyed as in the training shard
-    ROOT/v000003/train-000000.tar.idx    its sidecar
+    ROOT/v000003/train-000000.tar.idx    its sidecars, and .crc
     ROOT/v000003/train-000000.rows.npy   int64, sorted: the rows of the training shard that have a member, in order
     ROOT/v000003/manifest.json
 
@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from data_shards.atomic import atomic_dir, read_json, sha256_file, write_json
 from data_shards.errors import ShardCorruptError, UserError
 from data_shards.manifest import MANIFEST_NAME, ShardEntry
-from data_shards.reader import ShardReader
 from data_shards.samples import Passage
-from data_shards.sidecar import save_sidecar
+from data_shards.shard_reader import ShardReader
+from data_shards.sidecar import save_sidecars
 from data_shards.tar import write_tar
 
 _VERSION_NAME = re.compile(r"v(\d{6,})")
@@ -221,7 +221,7 @@ def _write_shard(place: Path, stem: str, touched: Iterable[NegativesRow]) -> Neg
     if not rows:
         path.unlink()
         return None
-    save_sidecar(path, summary.offsets)
+    save_sidecars(path, summary)
     rows_path = _rows_path(place, stem)
     np.save(rows_path, np.array(rows, dtype=np.int64), allow_pickle=False)
     return NegativesShard(

@@ -1,69 +1,136 @@
 """The global order: which samples the n-th optimiser step consumes, on however many ranks.
 
-An epoch's permutation is computed, never stored: a Feistel network over pairs (left, right) of numbers below
-`side`, with side * side >= samples, is a bijection of [0, side * side); walking on until the value is below `samples`
-("cycle walking") makes it one of [0, samples). So any step is found at once, in memory that does not grow with the
-dataset, and resuming needs no replay.
-
-The mixing is our own, since an order must outlive the random streams of any library's version.
-
-Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains" (2002), their generalised Feistel cipher; Steele,
-Lea and Flood, "Fast Splittable Pseudorandom Number Generators" (2014), for the mixing constants.
+Every step is computed from its number alone, so a resumed run looks it up at once and nothing is replayed. What is
+where: `permutation` shuffles, `lanes` makes a dataset's stream out of it, `mixture` deals the slots of a batch out to
+several datasets, `spread` keeps shared positives apart; this file puts them together and shares a batch out to ranks.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.errors import UserError
+from data_shards.lanes import Lanes
+from data_shards.mixture import Mixture
+from data_shards.spread import spread_positives
 
-_ROUNDS = 8  # four make it pseudo-random for large domains; small ones need more
+_BLOCK_STEPS = 16  # batches among which shared positives are spread
+_BLOCKS_KEPT = 4
+
+Int64s = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlobalOrder:
-    """The endless sequence of global batches, a pure function of these four fields.
+class OrderConfig:
+    """How the training pairs are put in order; part of what a run can only be resumed with unchanged."""
 
-    Epoch e visits every sample once, in a permutation of its own; epochs follow one another without a seam. Where
-    the batch size does not divide the dataset, a batch spans two epochs (or more, when it is larger than the
-    dataset): no sample is ever dropped, and a step is always a full batch. Such a batch may hold a sample twice.
-    """
+    lanes: int = 64
+    """Streams of shards that a batch is drawn from: more mix better, fewer keep fewer shards open. At least as many
+    as nodes. Where they nearly divide the batch, the nearest divisor is taken."""
+    mixing: Literal["pairs", "batches"] = "pairs"
+    """With several datasets: every batch holds pairs of all of them, or each batch is of one."""
+    spread_positives: bool = True
+    """Keep pairs that share a positive out of one batch where that can be done."""
+
+    def __post_init__(self) -> None:
+        """Check the count."""
+        if self.lanes < 1:
+            raise UserError(f"order.lanes must be at least 1, came {self.lanes}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderSource:
+    """One dataset, as the order sees it."""
 
     dataset_id: str
     """Of the manifest: other content, other order."""
-    samples: int
-    """In the dataset."""
-    batch_size: int
-    """Pairs that all ranks together consume in one step."""
-    seed: int
-    """Of the run."""
+    shard_samples: tuple[int, ...]
+    """How many samples each shard holds."""
+    weight: float = 1.0
+    """Its share of the pairs, against the other sources' weights."""
 
-    def __post_init__(self) -> None:
-        """Refuse an empty dataset or batch."""
-        if self.samples < 1:
-            raise UserError(f"the dataset has {self.samples} samples, wanted at least 1; import some first")
-        if self.batch_size < 1:
-            raise UserError(f"batch.batch_size is {self.batch_size}, wanted at least 1")
+
+class GlobalOrder:
+    """The endless sequence of global batches, a pure function of (sources, batch size, seed, config).
+
+    Each source is visited epoch by epoch, every sample once in each, in an order of its own. Epochs follow one
+    another without a seam: where the batch size does not divide the dataset, a batch spans two epochs (or more, when
+    it is larger than the dataset). No sample is ever dropped, and a step is always a full batch.
+
+    Ordinals count through the sources one after another.
+    """
+
+    def __init__(
+        self,
+        *,
+        sources: Sequence[OrderSource],
+        batch_size: int,
+        seed: int,
+        config: OrderConfig | None = None,
+        positives: Callable[[Int64s], Int64s] | None = None,
+    ) -> None:
+        """Keep what the order is a function of.
+
+        Args:
+            sources: at least one.
+            batch_size: pairs that all ranks together consume in one step.
+            seed: of the run.
+            config: lanes, mixing, spreading.
+            positives: hash of each sample's positive; None leaves shared positives where they are.
+
+        Raises:
+            UserError: a dataset or the batch is empty.
+        """
+        if batch_size < 1:
+            raise UserError(f"batch.batch_size is {batch_size}, wanted at least 1")
+        if not all(sum(source.shard_samples) for source in sources):
+            raise UserError("the dataset has 0 samples, wanted at least 1; import some first")
+        self.batch_size = batch_size
+        self.config = config or OrderConfig()
+        lanes = _lanes(batch_size, self.config.lanes)
+        self._streams = [
+            Lanes(dataset_id=source.dataset_id, shard_samples=source.shard_samples, lanes=lanes, seed=seed)
+            for source in sources
+        ]
+        self.lanes = lanes
+        """Of each source."""
+        self._mixture = Mixture([source.weight for source in sources])
+        self._begins = np.cumsum([0, *(stream.samples for stream in self._streams)])
+        self.samples = int(self._begins[-1])
+        """In all sources."""
+        self._positives = positives if self.config.spread_positives else None
+        self._blocks: dict[int, Int64s] = {}
+        described = [asdict(self.config), batch_size, seed, *(asdict(source) for source in sources)]
+        self.identity = hashlib.sha256(json.dumps(described).encode()).hexdigest()
+        """Hash of all that the order is a function of; a checkpoint carries it."""
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps in which every sample is consumed once."""
+        """Steps in which as many pairs are consumed as the sources hold together."""
         return self.samples / self.batch_size
 
     def epoch(self, step: int) -> float:
         """Return how many epochs are behind when a step begins."""
         return step * self.batch_size / self.samples
 
-    def batch(self, step: int) -> NDArray[np.int64]:
+    def batch(self, step: int) -> Int64s:
         """Return the ordinals of a step's global batch, counted from step 0."""
-        return self._at(step * self.batch_size, (step + 1) * self.batch_size)
+        if step < 0:
+            raise ValueError(f"step {step} is before the first")
+        if self._positives is None:
+            whole: Int64s = self._draw(step, step + 1)[0].ravel()
+            return whole
+        block, row = divmod(step, _BLOCK_STEPS)
+        return np.array(self._block(block)[row], dtype=np.int64)
 
-    def rank_slice(self, step: int, rank: int, world_size: int) -> NDArray[np.int64]:
+    def rank_slice(self, step: int, rank: int, world_size: int) -> Int64s:
         """Return one rank's part of a step's global batch: slices in rank order make up the batch.
 
         Raises:
@@ -73,33 +140,51 @@ class GlobalOrder:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size}")
         share = self.batch_size // world_size
-        begin = step * self.batch_size + rank * share
-        return self._at(begin, begin + share)
+        return self.batch(step)[rank * share : (rank + 1) * share]
 
-    def stretch(self, from_step: int, to_step: int) -> NDArray[np.int64]:
+    def stretch(self, from_step: int, to_step: int) -> Int64s:
         """Return the ordinals that the steps from one up to, not including, another consume: sorted, each once."""
-        begin, end = from_step * self.batch_size, max(from_step, to_step) * self.batch_size
-        if end - begin >= 2 * self.samples - 1:  # holds a whole epoch, wherever it begins
+        whole_epoch = (to_step - from_step) * self.batch_size >= 2 * self.samples - 1 + _BLOCK_STEPS * self.batch_size
+        if whole_epoch and len(self._streams) == 1:
             return np.arange(self.samples, dtype=np.int64)
-        return np.unique(self._at(begin, end))
+        batches = [self.batch(step) for step in range(from_step, to_step)]
+        return np.unique(np.concatenate(batches)) if batches else np.empty(0, dtype=np.int64)
 
-    def _at(self, begin: int, end: int) -> NDArray[np.int64]:
-        """Return the ordinals at positions of the endless stream, epoch by epoch."""
-        if begin < 0:
-            raise ValueError(f"position {begin} is before the first step")
-        parts: list[NDArray[np.int64]] = []
-        while begin < end:
-            epoch, first = divmod(begin, self.samples)
-            count = min(end - begin, self.samples - first)
-            indices = np.arange(first, first + count, dtype=np.uint64)
-            parts.append(permute(indices, self.samples, self._round_keys(epoch)))
-            begin += count
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+    def _block(self, number: int) -> Int64s:
+        found = self._blocks.get(number)
+        if found is None:
+            assert self._positives is not None
+            ordinals, groups = self._draw(number * _BLOCK_STEPS, (number + 1) * _BLOCK_STEPS)
+            hashes = self._positives(ordinals.ravel()).reshape(ordinals.shape)
+            found = spread_positives(ordinals, groups, hashes)
+            # Another thread may do the same; what each puts here is equal.
+            self._blocks = {**dict(list(self._blocks.items())[-_BLOCKS_KEPT + 1 :]), number: found}
+        return found
 
-    def _round_keys(self, epoch: int) -> NDArray[np.uint64]:
-        identity = f"{self.dataset_id}\n{self.seed}\n{epoch}".encode()
-        digest = hashlib.blake2b(identity, digest_size=8 * _ROUNDS).digest()
-        return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
+    def _draw(self, from_step: int, to_step: int) -> tuple[Int64s, Int64s]:
+        """Return the batches of some steps before spreading, and the group of each sample: [steps, batch size].
+
+        A batch is sorted by lane, so that a rank's slice reads few lanes; all sources have equally many.
+        """
+        slot_pairs = 1 if self.config.mixing == "pairs" else self.batch_size
+        steps, slots_per_step = to_step - from_step, self.batch_size // slot_pairs
+        first, last = from_step * slots_per_step, to_step * slots_per_step
+        slot_sources = self._mixture.sources(first, last)
+        ordinals, groups, lanes = (np.empty((last - first, slot_pairs), dtype=np.int64) for _ in range(3))
+        for number, stream in enumerate(self._streams):
+            here = np.flatnonzero(slot_sources == number)
+            turns = self._mixture.count(number, first) + np.arange(len(here), dtype=np.int64)
+            positions = turns[:, None] * slot_pairs + np.arange(slot_pairs, dtype=np.int64)
+            ordinals[here] = self._begins[number] + stream.ordinals(positions.ravel()).reshape(positions.shape)
+            lanes[here] = stream.lane(positions)
+            epochs = positions // stream.samples
+            groups[here] = (epochs * len(self._streams) + number) * stream.lanes + lanes[here]
+        shape = (steps, self.batch_size)
+        by_lane = np.argsort(lanes.reshape(shape), axis=1, kind="stable")
+        return (
+            np.take_along_axis(ordinals.reshape(shape), by_lane, axis=1),
+            np.take_along_axis(groups.reshape(shape), by_lane, axis=1),
+        )
 
 
 def check_batch_divides(batch_size: int, world_size: int) -> None:
@@ -118,27 +203,11 @@ def check_batch_divides(batch_size: int, world_size: int) -> None:
         )
 
 
-def permute(indices: NDArray[np.uint64], samples: int, round_keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Map indices below `samples` to where a keyed permutation of [0, samples) takes them."""
-    side = np.uint64(math.isqrt(samples - 1) + 1)
-    values = _feistel(indices, side, round_keys)
-    # The domain exceeds `samples` by less than two sides, so few values walk, and not far.
-    while len(outside := np.flatnonzero(values >= samples)):
-        values[outside] = _feistel(values[outside], side, round_keys)
-    return values.astype(np.int64)
+def _lanes(batch_size: int, wanted: int) -> int:
+    """Return the largest divisor of the batch up to `wanted`, unless that is less than half of it.
 
-
-def _feistel(values: NDArray[np.uint64], side: np.uint64, round_keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    left, right = values // side, values % side
-    for key in round_keys:
-        left, right = right, (left + _mix(right + key) % side) % side
-    joined: NDArray[np.uint64] = left * side + right
-    return joined
-
-
-def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Scatter 64 bits over 64 bits (the finaliser of SplitMix64); products wrap, as they should."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: NDArray[np.uint64] = values ^ (values >> np.uint64(31))
-    return mixed
+    With a divisor each lane gives equally much to every batch, and the ranks' borders never cut one.
+    """
+    most = min(batch_size, wanted)
+    divisor = max(count for count in range(1, most + 1) if batch_size % count == 0)
+    return divisor if 2 * divisor >= most else most

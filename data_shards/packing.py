@@ -9,28 +9,41 @@ import numpy as np
 IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
-def chunks_by_tokens(lengths: Sequence[int], tokens_per_chunk: int) -> list[IntArray]:
-    """Sort by length and cut into chunks whose padded size stays within a budget.
+def chunks_by_tokens(lengths: Sequence[int] | IntArray, tokens_per_chunk: int, chunk_cost: int = 0) -> list[IntArray]:
+    """Sort by length and cut where padding and the number of chunks together cost least.
 
-    Longest first: a budget that does not fit into memory then fails on the first chunk, not on the last.
+    Of all cuts of the sorted lengths into chunks within the budget this is the cheapest, where a chunk costs its
+    padded tokens and `chunk_cost` besides (by dynamic programming from the shortest text on).
 
     Args:
         lengths: tokens of each text.
         tokens_per_chunk: most tokens a chunk may hold, padding counted. A single longer text gets a chunk of
             its own.
+        chunk_cost: what one more chunk costs, in tokens: the more, the fewer chunks and the more padding.
 
     Returns:
-        Positions into `lengths`, each exactly once. Equal lengths keep their order, so the cut is the same on
-        every run.
+        Positions into `lengths`, each exactly once, longest first: a budget that does not fit into memory then fails
+        on the first chunk, not on the last. Equal lengths keep their order, so the cut is the same on every run.
     """
     if tokens_per_chunk < 1:
         raise ValueError(f"tokens_per_chunk must be at least 1, came {tokens_per_chunk}")
     sizes = np.asarray(lengths, dtype=np.int64)
     order = np.argsort(-sizes, kind="stable")
+    descending = np.maximum(sizes[order], 1)
+    costs = np.zeros(len(order) + 1, dtype=np.int64)  # of the cheapest cut from each text to the end
+    stops = np.zeros(len(order), dtype=np.int64)
+    counts = np.arange(1, len(order) + 1, dtype=np.int64)
+    for start in range(len(order) - 1, -1, -1):
+        longest = int(descending[start])
+        most = min(max(1, tokens_per_chunk // longest), len(order) - start)
+        options = counts[:most] * longest + costs[start + 1 : start + most + 1]
+        # The largest of equally cheap chunks: argmin alone would take the smallest.
+        best = most - 1 - int(np.argmin(options[::-1]))
+        costs[start] = options[best] + chunk_cost
+        stops[start] = start + best + 1
     chunks: list[IntArray] = []
     start = 0
     while start < len(order):
-        rows = max(1, tokens_per_chunk // max(1, int(sizes[order[start]])))
-        chunks.append(order[start : start + rows])
-        start += rows
+        chunks.append(order[start : stops[start]])
+        start = int(stops[start])
     return chunks

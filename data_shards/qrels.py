@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from data_shards.errors import UserError
@@ -35,6 +36,20 @@ def read_qrels(path: Path) -> Qrels:
         UserError: the file is missing or empty, a line is malformed, or one passage is judged twice, differently.
     """
     qrels: Qrels = {}
+    for number, query, passage, grade in judgements(path):
+        known = qrels.setdefault(query, {}).setdefault(passage, grade)
+        if known != grade:
+            raise UserError(f"{path}, line {number}: {query} and {passage} are judged {grade}, before {known}")
+    return qrels
+
+
+def judgements(path: Path) -> Iterator[tuple[int, str, str, int]]:
+    """Yield (line, query, passage, grade), holding no more than a line in memory; see `read_qrels`.
+
+    Raises:
+        UserError: the file is missing or empty, or a line is malformed.
+    """
+    empty = True
     with open_text(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -52,9 +67,7 @@ def read_qrels(path: Path) -> Qrels:
                 if number == 1:  # the header
                     continue
                 raise UserError(f"{path}, line {number}: grade {grade_text!r} is no whole number") from None
-            known = qrels.setdefault(query, {}).setdefault(passage, grade)
-            if known != grade:
-                raise UserError(f"{path}, line {number}: {query} and {passage} are judged {grade}, before {known}")
-    if not qrels:
+            empty = False
+            yield number, query, passage, grade
+    if empty:
         raise UserError(f"{path} holds no judgement")
-    return qrels

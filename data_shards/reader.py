@@ -1,238 +1,204 @@
-"""Reading shards: any sample by its number, or all of them forward, with every header verified.
+"""Datasets as they are read: pairs by ordinal in the global order, passages shard by shard.
 
-What a shard promises in its manifest and its sidecar is checked when it is opened; what is damaged later on raises
-`ShardCorruptError` with shard and offset. Reading is safe from many threads (`pread` keeps no position), and across
-a fork.
+What a shard promises in its manifest and its sidecars is checked when it is opened and with every sample; what is
+damaged raises `ShardCorruptError` with shard and offset, or is skipped into a quarantine.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import weakref
-from collections import OrderedDict
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from data_shards.atomic import sha256_file
-from data_shards.errors import ShardCorruptError, UserError
-from data_shards.manifest import Manifest, ShardEntry
-from data_shards.samples import Pair, Passage
-from data_shards.sidecar import load_sidecar
-from data_shards.tar import BLOCK_BYTES, plain_sizes, read_span, span_key
+from data_shards.errors import UserError
+from data_shards.manifest import MANIFEST_NAME, Manifest
+from data_shards.order import GlobalOrder, OrderConfig, OrderSource
+from data_shards.quarantine import Quarantine
+from data_shards.samples import Pair, Passage, sample_key
+from data_shards.shard_set import PAIRS, PASSAGES, Int64s, Ordinals, ShardSet, Stored
+from data_shards.storage import CacheConfig, FetchStats, LocalFolder, open_storage
 
-_READ_BYTES = 4 << 20
-_OPEN_SHARDS = 64  # two megabytes of offsets and one descriptor each, at the most
+Location = str | Path
 
-Ordinals = Sequence[int] | NDArray[np.int64]
+_BLOCK_PAIRS = 4096
 
 
-class ShardReader:
-    """One open tar; with a manifest's entry it is checked against that, without one it may be any WebDataset."""
+@dataclass(frozen=True, kw_only=True)
+class PairSource:
+    """Where pairs come from; every process of a run opens it for itself."""
 
-    def __init__(self, path: Path, entry: ShardEntry | None = None, verify: bool = False) -> None:
-        """Open a shard and its sidecar.
+    locations: tuple[str, ...]
+    """Folders or URLs of datasets."""
+    weights: tuple[float, ...] = ()
+    """See `PairDataset`."""
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    """Where remote shards are kept."""
+    on_error: Literal["error", "quarantine"] = "error"
+    """Whether damage raises, or is written down and skipped."""
+
+    def open(self, quarantine: Path) -> PairDataset:
+        """Open the pairs.
 
         Args:
-            path: the tar.
-            entry: what the manifest says of it.
-            verify: read the whole file once and compare its checksum with the entry's.
+            quarantine: the file for damages; every process wants its own.
 
         Raises:
-            ShardCorruptError: the shard is not what the entry says, or is damaged.
-            UserError: it is not there.
+            UserError: see `PairDataset`.
         """
-        if not path.is_file():
-            named = ", though the manifest names it" if entry else ""
-            raise UserError(f"shard {path} is missing{named}; copy the dataset again or make it anew")
-        self.path = path
-        size = path.stat().st_size
-        if entry is not None and size != entry.bytes:
-            raise ShardCorruptError(path, size, f"the file ends here, the manifest says at {entry.bytes}")
-        self.offsets = load_sidecar(path)
-        if entry is not None and len(self) != entry.samples:
-            raise ShardCorruptError(
-                path, int(self.offsets[-1]), f"{len(self)} samples, the manifest says {entry.samples}"
-            )
-        if verify and entry is not None and (found := sha256_file(path)) != entry.sha256:
-            raise ShardCorruptError(path, 0, f"its sha256 is {found}, the manifest says {entry.sha256}")
-        self._descriptor = os.open(path, os.O_RDONLY)
-        # Closed when nobody refers to the reader any more: never under a thread that is reading.
-        weakref.finalize(self, os.close, self._descriptor)
-
-    def __len__(self) -> int:
-        """Return how many samples there are."""
-        return len(self.offsets) - 1
-
-    def sample(self, row: int) -> dict[str, bytes]:
-        """Return one sample: payload by extension."""
-        begin, span = self._span(row)
-        return read_span(span, self.path, begin)
-
-    def payload(self, row: int) -> bytes:
-        """Return one sample's JSON.
-
-        Raises:
-            ShardCorruptError: it is damaged, or has no `.json` member.
-        """
-        begin, span = self._span(row)
-        return self._json_of(span, begin)
-
-    def key(self, row: int) -> str:
-        """Return one sample's key."""
-        begin, span = self._span(row)
-        return span_key(span, self.path, begin)
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Yield every sample's JSON, reading forward in large blocks."""
-        row = 0
-        while row < len(self):
-            begin = int(self.offsets[row])
-            last = int(np.searchsorted(self.offsets, begin + _READ_BYTES, side="right")) - 1
-            stop = min(max(last, row + 1), len(self))
-            borders = self.offsets[row : stop + 1].astype(np.int64) - begin
-            block = self._read(begin, int(borders[-1]))
-            starts = borders[:-1]
-            sizes = plain_sizes(block, starts, borders[1:])
-            for start, size, end in zip(starts.tolist(), sizes.tolist(), borders[1:].tolist(), strict=True):
-                if size < 0:
-                    yield self._json_of(block[start:end], begin + start)
-                else:
-                    yield block[start + BLOCK_BYTES : start + BLOCK_BYTES + size]
-            row = stop
-
-    def _span(self, row: int) -> tuple[int, bytes]:
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of {self.path}, which has {len(self)}")
-        begin, end = int(self.offsets[row]), int(self.offsets[row + 1])
-        return begin, self._read(begin, end - begin)
-
-    def _read(self, begin: int, size: int) -> bytes:
-        block = os.pread(self._descriptor, size, begin)
-        if len(block) != size:
-            what = f"wanted {size} bytes, the file gave {len(block)}: truncated while it was read"
-            raise ShardCorruptError(self.path, begin, what)
-        return block
-
-    def _json_of(self, span: bytes, begin: int) -> bytes:
-        sample = read_span(span, self.path, begin)
-        if "json" not in sample:
-            raise ShardCorruptError(self.path, begin, f"wanted a .json member, came {', '.join(sorted(sample))}")
-        return sample["json"]
-
-
-class _ShardSet:
-    """The shards of a dataset, numbered through: sample `ordinal` is row `row` of shard `shard`."""
-
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder = folder
-        self.manifest = manifest
-        self._ends = np.cumsum([shard.samples for shard in manifest.shards], dtype=np.int64)
-        self._open: OrderedDict[int, ShardReader] = OrderedDict()
-        self._lock = Lock()
-
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def reader(self, shard: int) -> ShardReader:
-        """Return an open shard; the least recently used one is let go."""
-        with self._lock:
-            reader = self._open.pop(shard, None)
-            if reader is None:
-                entry = self.manifest.shards[shard]
-                reader = ShardReader(self.folder / entry.path, entry)
-                while len(self._open) >= _OPEN_SHARDS:
-                    self._open.popitem(last=False)
-            self._open[shard] = reader
-            return reader
-
-    def locate(self, ordinals: Ordinals) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        wanted = np.asarray(ordinals, dtype=np.int64)
-        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self)):
-            raise IndexError(f"ordinals {wanted.min()} to {wanted.max()} of {len(self)} samples in {self.folder}")
-        shards = np.searchsorted(self._ends, wanted, side="right").astype(np.int64)
-        begins = np.concatenate([[0], self._ends[:-1]])
-        return shards, wanted - begins[shards]
-
-    def payloads(self, ordinals: Ordinals) -> Iterator[tuple[ShardReader, int, bytes]]:
-        """Yield (reader, row, JSON) in the order asked for."""
-        shards, rows = self.locate(ordinals)
-        readers = {shard: self.reader(shard) for shard in np.unique(shards).tolist()}
-        for shard, row in zip(shards.tolist(), rows.tolist(), strict=True):
-            yield readers[shard], row, readers[shard].payload(row)
+        place = Quarantine(quarantine) if self.on_error == "quarantine" else None
+        return PairDataset(self.locations, weights=self.weights, cache=self.cache, quarantine=place)
 
 
 class PairDataset:
-    """A dataset of pairs: training samples by ordinal."""
+    """Training samples by ordinal, of one dataset or of several that are mixed."""
 
-    def __init__(self, folder: Path | str) -> None:
-        """Read the manifest; shards are opened when they are first needed.
+    def __init__(
+        self,
+        locations: Location | Sequence[Location],
+        *,
+        weights: Sequence[float] = (),
+        cache: CacheConfig | None = None,
+        quarantine: Quarantine | None = None,
+    ) -> None:
+        """Read the manifests; shards are opened when they are first needed.
+
+        Args:
+            locations: folders or URLs of datasets; see `data_shards.storage`.
+            weights: the share of each in the global order; by default as their manifests say.
+            cache: where remote shards are kept.
+            quarantine: where damages are written down and skipped; without it they raise.
 
         Raises:
-            UserError: the folder is no dataset of pairs.
+            UserError: a location is no dataset of pairs, or the weights are not one each.
         """
-        self.folder = Path(folder)
-        self.manifest = Manifest.load(self.folder, "pairs")
-        self.dataset_id = self.manifest.dataset_id
-        self.shard_stems = [shard.stem for shard in self.manifest.shards]
-        self._shards = _ShardSet(self.folder, self.manifest)
+        several = [locations] if isinstance(locations, str | Path) else list(locations)
+        if not several:
+            raise UserError("no dataset of pairs is named; give one at least")
+        self._arguments = (several, tuple(weights), cache, quarantine)
+        self._datasets = [stored(location, "pairs", cache) for location in several]
+        self.manifests = [dataset.manifest for dataset in self._datasets]
+        self.manifest = self.manifests[0]
+        """Of the only dataset, or of the first."""
+        self.weights = _weights(weights, self.manifests)
+        self.location = ", ".join(dataset.storage.location for dataset in self._datasets)
+        self.is_remote = not all(isinstance(dataset.storage, LocalFolder) for dataset in self._datasets)
+        self.dataset_id = _joint_id(self.manifests)
+        self.shard_stems = [
+            shard.stem if len(self.manifests) == 1 else f"{number:02d}-{shard.stem}"
+            for number, manifest in enumerate(self.manifests)
+            for shard in manifest.shards
+        ]
+        self._shards = ShardSet(self._datasets, PAIRS, quarantine)
 
-    def __reduce__(self) -> tuple[type[PairDataset], tuple[Path]]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Open anew in another process."""
-        return type(self), (self.folder,)
+        return _reopen_pairs, self._arguments
 
     def __len__(self) -> int:
         """Return how many pairs there are."""
         return len(self._shards)
 
     def __iter__(self) -> Iterator[Pair]:
-        """Yield every pair, in order."""
-        for shard in range(len(self.manifest.shards)):
-            reader = self._shards.reader(shard)
-            for row, payload in enumerate(reader):
-                yield _pair(payload, reader, row)
+        """Yield every pair, in order; those in quarantine are left out."""
+        for shard in range(len(self.shard_stems)):
+            yield from self._shards.forward(shard)
 
     def pair(self, ordinal: int) -> Pair:
-        """Return one pair."""
-        return self.pairs([ordinal])[0]
+        """Return one pair.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        pairs = self.pairs([ordinal])
+        if not pairs:
+            raise UserError(f"pair {ordinal} of {self.location} is damaged; the quarantine file says how")
+        return pairs[0]
 
     def pairs(self, ordinals: Ordinals) -> list[Pair]:
-        """Return pairs in the order asked for.
+        """Return pairs in the order asked for; those in quarantine are left out, `sound_pairs` says which.
 
         Raises:
             IndexError: an ordinal is not below the number of samples.
-            ShardCorruptError: a shard is damaged.
+            ShardCorruptError: a shard is damaged, and there is no quarantine.
         """
-        return [_pair(payload, reader, row) for reader, row, payload in self._shards.payloads(ordinals)]
+        return self.sound_pairs(ordinals)[1]
 
-    def locate(self, ordinals: Ordinals) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def sound_pairs(self, ordinals: Ordinals) -> tuple[Int64s, list[Pair]]:
+        """Return those of the ordinals whose pairs can be read, and these pairs; see `pairs`."""
+        places, pairs = self._shards.read(ordinals)
+        return np.asarray(ordinals, dtype=np.int64)[places], pairs
+
+    def sound(self, ordinals: Int64s) -> Int64s:
+        """Return those of the ordinals whose pairs can be read; without a quarantine all, unread."""
+        if self._shards.quarantine is None:
+            return ordinals
+        blocks = [ordinals[at : at + _BLOCK_PAIRS] for at in range(0, len(ordinals), _BLOCK_PAIRS)]
+        return np.concatenate([self.sound_pairs(block)[0] for block in blocks] or [ordinals])
+
+    def key(self, ordinal: int) -> str:
+        """Return a pair's key in its own dataset."""
+        begins = np.cumsum([0, *(manifest.samples for manifest in self.manifests)])
+        return sample_key(ordinal - int(begins[np.searchsorted(begins, ordinal, side="right") - 1]))
+
+    def locate(self, ordinals: Ordinals) -> tuple[Int64s, Int64s]:
         """Return the index of the shard (into `shard_stems`) and the row within it, for each ordinal."""
         return self._shards.locate(ordinals)
+
+    def order(self, *, batch_size: int, seed: int, config: OrderConfig | None = None) -> GlobalOrder:
+        """Return the global order of these pairs."""
+        sources = [
+            OrderSource(
+                dataset_id=manifest.dataset_id,
+                shard_samples=tuple(shard.samples for shard in manifest.shards),
+                weight=weight,
+            )
+            for manifest, weight in zip(self.manifests, self.weights, strict=True)
+        ]
+        return GlobalOrder(
+            sources=sources,
+            batch_size=batch_size,
+            seed=seed,
+            config=config,
+            positives=self._shards.positive_hashes,
+        )
+
+    @property
+    def fetched(self) -> FetchStats:
+        """What remote shards cost so far."""
+        return sum((dataset.storage.fetched for dataset in self._datasets), FetchStats())
+
+    def prefetch(self, ordinals: Int64s) -> None:
+        """Fetch the shards of some ordinals in the background, where they are not on this machine."""
+        self._shards.prefetch(ordinals)
 
 
 class CorpusDataset:
     """A dataset of passages."""
 
-    def __init__(self, folder: Path | str) -> None:
-        """Read the manifest; shards are opened when they are first needed.
+    def __init__(
+        self, location: Location, *, cache: CacheConfig | None = None, quarantine: Quarantine | None = None
+    ) -> None:
+        """Read the manifest; shards are opened when they are first needed. For the arguments see `PairDataset`.
 
         Raises:
-            UserError: the folder is no corpus.
+            UserError: the location is no corpus.
         """
-        self.folder = Path(folder)
-        self.manifest = Manifest.load(self.folder, "corpus")
+        self._arguments = (location, cache, quarantine)
+        dataset = stored(location, "corpus", cache)
+        self.manifest = dataset.manifest
+        self.location = dataset.storage.location
         self.dataset_id = self.manifest.dataset_id
-        self.shard_paths = [self.folder / shard.path for shard in self.manifest.shards]
-        self._shards = _ShardSet(self.folder, self.manifest)
+        self._shards = ShardSet([dataset], PASSAGES, quarantine)
 
-    def __reduce__(self) -> tuple[type[CorpusDataset], tuple[Path]]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Open anew in another process."""
-        return type(self), (self.folder,)
+        return _reopen_corpus, self._arguments
 
     def __len__(self) -> int:
         """Return how many passages there are."""
@@ -240,49 +206,73 @@ class CorpusDataset:
 
     def __iter__(self) -> Iterator[Passage]:
         """Yield every passage, in order."""
-        for shard in range(len(self.shard_paths)):
+        for shard in range(len(self.manifest.shards)):
             yield from self.iter_shard(shard)
 
     def iter_shard(self, shard: int) -> Iterator[Passage]:
         """Yield the passages of one shard, in order."""
-        reader = self._shards.reader(shard)
-        for row, payload in enumerate(reader):
-            yield _passage(payload, reader, row)
+        yield from self._shards.forward(shard)
 
     def passages(self, ordinals: Ordinals) -> list[Passage]:
         """Return passages in the order asked for.
 
         Raises:
             IndexError: an ordinal is not below the number of passages.
-            ShardCorruptError: a shard is damaged.
+            ShardCorruptError: a shard is damaged, and there is no quarantine.
         """
-        return [_passage(payload, reader, row) for reader, row, payload in self._shards.payloads(ordinals)]
+        return self._shards.read(ordinals)[1]
 
 
-def open_dataset(folder: Path) -> PairDataset | CorpusDataset:
+def open_dataset(location: Location, cache: CacheConfig | None = None) -> PairDataset | CorpusDataset:
     """Open a dataset of either kind.
 
     Raises:
-        UserError: the folder is no dataset.
+        UserError: the location is no dataset.
     """
-    kind: Literal["pairs", "corpus"] = Manifest.load(folder).kind
-    return PairDataset(folder) if kind == "pairs" else CorpusDataset(folder)
+    kind = stored(location, None, cache).manifest.kind
+    return PairDataset(location, cache=cache) if kind == "pairs" else CorpusDataset(location, cache=cache)
 
 
-def _pair(payload: bytes, reader: ShardReader, row: int) -> Pair:
+def stored(location: Location, kind: Literal["pairs", "corpus"] | None, cache: CacheConfig | None) -> Stored:
+    """Find a dataset and read its manifest.
+
+    Raises:
+        UserError: there is none, or it is of another kind.
+    """
+    storage = open_storage(location, cache)
+    if isinstance(storage, LocalFolder):
+        return Stored(storage, Manifest.load(storage.folder, kind))
+    place = f"{storage.location}/{MANIFEST_NAME}"
     try:
-        return Pair.from_json(payload)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _not_a_sample("training sample", error, reader, row) from None
+        row = json.loads(storage.read(MANIFEST_NAME))
+    except ValueError as error:
+        raise error if isinstance(error, UserError) else UserError(f"{place} is not JSON: {error}") from None
+    return Stored(storage, Manifest.parse(row, place, kind))
 
 
-def _passage(payload: bytes, reader: ShardReader, row: int) -> Passage:
-    try:
-        return Passage.from_dict(json.loads(payload))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _not_a_sample("passage", error, reader, row) from None
+def _weights(given: Sequence[float], manifests: list[Manifest]) -> tuple[float, ...]:
+    weights = tuple(given) or tuple(manifest.weight for manifest in manifests)
+    if len(weights) != len(manifests):
+        raise UserError(f"{len(weights)} data.weights came for {len(manifests)} data.pairs; wanted one each, or none")
+    if not all(0 < weight < math.inf for weight in weights):
+        raise UserError(f"data.weights are {', '.join(map(str, weights))}; each must be a number above 0")
+    return weights
 
 
-def _not_a_sample(wanted: str, error: Exception, reader: ShardReader, row: int) -> ShardCorruptError:
-    what = f"row {row} holds no {wanted} ({type(error).__name__}: {error})"
-    return ShardCorruptError(reader.path, int(reader.offsets[row]), what)
+def _joint_id(manifests: list[Manifest]) -> str:
+    """Return the id of one dataset, or a hash of several ids: what a negatives version belongs to."""
+    ids = [manifest.dataset_id for manifest in manifests]
+    return ids[0] if len(ids) == 1 else f"sha256:{hashlib.sha256(' '.join(ids).encode()).hexdigest()}"
+
+
+def _reopen_pairs(
+    locations: Sequence[Location],
+    weights: Sequence[float],
+    cache: CacheConfig | None,
+    quarantine: Quarantine | None,
+) -> PairDataset:
+    return PairDataset(locations, weights=weights, cache=cache, quarantine=quarantine)
+
+
+def _reopen_corpus(location: Location, cache: CacheConfig | None, quarantine: Quarantine | None) -> CorpusDataset:
+    return CorpusDataset(location, cache=cache, quarantine=quarantine)

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import unicodedata
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+
+# Structs instead of dataclasses: a shard's JSON is decoded straight into them, checked on the way, eight times as
+# fast as through dictionaries. They can hold no cycles, so the garbage collector need not track them.
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Passage:
+_Relevance = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class Passage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One unit of the corpus."""
 
     id: str
@@ -40,12 +47,24 @@ class Passage:
 
         Raises:
             KeyError: `id` or `text` is missing.
+            TypeError: a value is of another type than text.
         """
-        return cls(id=str(row["id"]), title=row.get("title") or "", text=row["text"])
+        return cls(id=_id(row["id"]), title=_text(row.get("title") or "", "title"), text=_text(row["text"], "text"))
+
+    @classmethod
+    def from_json(cls, payload: bytes) -> Passage:
+        """Read a corpus shard's member.
+
+        Raises:
+            KeyError, TypeError, ValueError: the payload is no passage; readers turn this into `ShardCorruptError`.
+        """
+        try:
+            return decode_passage(payload)
+        except NOT_PLAIN:
+            return cls.from_dict(_object(payload))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pair:
+class Pair(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A query with its positive passages and any given negatives: one training sample."""
 
     query_id: str
@@ -54,11 +73,22 @@ class Pair:
     negatives: tuple[Passage, ...] = ()
     source: str = ""
     """Name of the dataset that the pair came from."""
-    weight: float = 1.0
+    weight: _Relevance = 1.0
     """How much the pair counts in the loss."""
+    scores: tuple[_Relevance, ...] = ()
+    """Graded relevance of the positives, one each: clicks, purchases, ratings. Empty: all count the same."""
+
+    def relevance(self, positive: int) -> float:
+        """Return how much one of the positives counts: the pair's weight, times its own score where it has one."""
+        return self.weight * (self.scores[positive] if positive < len(self.scores) else 1.0)
+
+    @property
+    def first_positive_hash(self) -> int:
+        """By this the order keeps pairs with the same positive out of one batch; 0 where there is none."""
+        return self.positives[0].content_hash if self.positives else 0
 
     def to_json(self) -> bytes:
-        """Return the payload of a training shard's member; the weight is left out where it is 1."""
+        """Return the payload of a training shard's member; weight and scores are left out where they say nothing."""
         row: dict[str, Any] = {
             "query_id": self.query_id,
             "query": self.query,
@@ -68,6 +98,8 @@ class Pair:
         }
         if self.weight != 1.0:
             row["weight"] = self.weight
+        if self.scores:
+            row["scores"] = list(self.scores)
         return json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()
 
     @classmethod
@@ -75,17 +107,71 @@ class Pair:
         """Read a training shard's member.
 
         Raises:
-            KeyError, ValueError: the payload is no training sample; readers turn this into `ShardCorruptError`.
+            KeyError, TypeError, ValueError: the payload is no training sample; readers turn this into
+                `ShardCorruptError`.
         """
-        row = json.loads(payload)
+        try:
+            return decode_pair(payload)
+        except NOT_PLAIN:
+            return cls._tolerantly(_object(payload))
+
+    @classmethod
+    def _tolerantly(cls, row: dict[str, Any]) -> Pair:
+        """Read what others write: numbers for ids, null for an empty title."""
         return cls(
-            query_id=str(row["query_id"]),
-            query=row["query"],
+            query_id=_id(row["query_id"]),
+            query=_text(row["query"], "query"),
             positives=tuple(Passage.from_dict(passage) for passage in row["positives"]),
-            negatives=tuple(Passage.from_dict(passage) for passage in row.get("negatives", ())),
-            source=row.get("source", ""),
-            weight=float(row.get("weight", 1.0)),
+            negatives=tuple(Passage.from_dict(passage) for passage in row.get("negatives") or ()),
+            source=_text(row.get("source") or "", "source"),
+            weight=_relevance(row.get("weight", 1.0), "weight"),
+            scores=tuple(_relevance(score, "scores") for score in row.get("scores") or ()),
         )
+
+
+decode_passage = msgspec.json.Decoder(Passage).decode
+"""The quick way of `Passage.from_json`; it raises `NOT_PLAIN` at what that one still takes."""
+decode_pair = msgspec.json.Decoder(Pair).decode
+"""The quick way of `Pair.from_json`."""
+
+
+NOT_PLAIN = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What the quick ways raise; bad UTF-8 and deep nesting have exceptions of their own."""
+
+
+def _object(payload: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(payload)
+    except RecursionError:
+        raise ValueError("its JSON is nested too deeply") from None
+    if not isinstance(row, dict):
+        raise TypeError(f"wanted a JSON object, came {type(row).__name__}")
+    return row
+
+
+def _id(value: Any) -> str:
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise TypeError(f"an id is of type {type(value).__name__}, wanted text")
+    return _text(str(value), "id")
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"`{name}` is of type {type(value).__name__}, wanted text")
+    value.encode()  # half a surrogate pair is no text: whoever hashed it would fail
+    return value
+
+
+def _relevance(value: Any, name: str) -> float:
+    number = float(value)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"`{name}` holds {number}, wanted finite numbers of 0 or more")
+    return number
+
+
+def sample_key(ordinal: int) -> str:
+    """Return the key of a dataset's n-th sample; keys are unique over its shards."""
+    return f"{ordinal:09d}"
 
 
 def text_hash(text: str) -> int:

@@ -11,9 +11,12 @@ A sample is a run of members whose names agree up to the first dot of the last p
 from __future__ import annotations
 
 import hashlib
+import re
 import tarfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -33,6 +36,8 @@ _SCAN_BYTES = 1 << 20
 # The header's fields, as slices (POSIX ustar).
 _NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
 _TYPE, _MAGIC, _PREFIX = slice(156, 157), slice(257, 263), slice(345, 500)
+_PLAIN_TYPE = ord("0")
+_PLAIN_NAME = re.compile(rb"[^/.\0][^/.\0]*\.json\0").match
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,8 @@ class TarSummary:
 
     offsets: NDArray[np.uint64]
     """Where each sample begins, and where the last one ends: one value more than samples."""
+    crcs: NDArray[np.uint32]
+    """CRC-32 of each sample's span, headers and padding included."""
     bytes: int
     """Size of the file."""
     sha256: str
@@ -58,13 +65,14 @@ class Member(NamedTuple):
 
 
 class TarWriter:
-    """Writes members to an open file and keeps the samples' offsets and the checksum on the way."""
+    """Writes members to an open file and keeps the samples' offsets and the checksums on the way."""
 
     def __init__(self, file: BinaryIO) -> None:
         """Start an archive at the file's present, empty state."""
         self._file = file
         self._digest = hashlib.sha256()
         self._offsets: list[int] = []
+        self._crcs: list[int] = []
         self._key = ""
         self.position = 0
         """Bytes written so far."""
@@ -85,18 +93,21 @@ class TarWriter:
         key, _ = split_name(name)
         if key != self._key:
             self._offsets.append(self.position)
+            self._crcs.append(0)
             self._key = key
         info = tarfile.TarInfo(name)  # owner 0, mtime 0 and mode 0644 are its defaults
         info.size = len(payload)
-        self._write(info.tobuf(tarfile.USTAR_FORMAT, "utf-8"))
-        self._write(payload)
-        self._write(bytes(-len(payload) % BLOCK_BYTES))
+        header = info.tobuf(tarfile.USTAR_FORMAT, "utf-8")
+        record = b"".join((header, payload, bytes(-len(payload) % BLOCK_BYTES)))
+        self._crcs[-1] = zlib.crc32(record, self._crcs[-1])
+        self._write(record)
 
     def finish(self) -> TarSummary:
         """Write the end of the archive and return what it holds."""
         offsets = np.array([*self._offsets, self.position], dtype=np.uint64)
         self._write(bytes(END_BYTES))
-        return TarSummary(offsets=offsets, bytes=self.position, sha256=self._digest.hexdigest())
+        crcs = np.array(self._crcs, dtype=np.uint32)
+        return TarSummary(offsets=offsets, crcs=crcs, bytes=self.position, sha256=self._digest.hexdigest())
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)
@@ -202,6 +213,16 @@ def scan_offsets(path: Path) -> NDArray[np.uint64]:
     return np.array([*offsets, position], dtype=np.uint64)
 
 
+def scan_crcs(path: Path, offsets: NDArray[np.uint64]) -> NDArray[np.uint32]:
+    """Return the CRC-32 of each sample's span, reading the whole archive once."""
+    if len(offsets) < 2:
+        return np.empty(0, dtype=np.uint32)
+    archive: NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
+    view, borders = archive.data, offsets.tolist()
+    crcs = [zlib.crc32(view[begin:end]) for begin, end in pairwise(borders)]
+    return np.array(crcs, dtype=np.uint32)
+
+
 def read_span(buffer: bytes | memoryview, path: Path, offset: int) -> dict[str, bytes]:
     """Read one sample, every header verified.
 
@@ -224,40 +245,23 @@ def span_key(buffer: bytes | memoryview, path: Path, offset: int) -> str:
     return split_name(_span_members(buffer, path, offset)[0][0])[0]
 
 
-def plain_sizes(buffer: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Verify the headers of many one-member samples at once, some ten times faster than one by one.
+def plain_json(span: bytes) -> bytes | None:
+    """Return the payload of a span that is one ordinary `.json` file, without parsing its header.
 
     Args:
-        buffer: a piece of an archive that begins at a block's border.
-        starts: where each sample begins in the buffer.
-        ends: where each sample ends.
+        span: one sample whose bytes are known to be what was written: their checksum matched.
 
     Returns:
-        The size of each sample's payload, which begins one block after its start; -1 where the sample is not
-        one plainly named USTAR file with a right checksum that fills its span: `read_span` says what it is.
+        The payload, or None where the span is anything else: `read_span` says what.
     """
-    blocks = np.frombuffer(buffer, dtype=np.uint8).reshape(-1, BLOCK_BYTES)
-    headers = blocks[starts // BLOCK_BYTES]
-    size_digits = headers[:, 124:135] - np.uint8(ord("0"))  # wraps below "0", so one bound is enough
-    sum_digits = headers[:, 148:154] - np.uint8(ord("0"))
-    sizes = size_digits.astype(np.int64) @ _octal_weights(11)
-    sums = headers.sum(axis=1, dtype=np.int64) - headers[:, _CHECKSUM].sum(axis=1, dtype=np.int64) + 8 * ord(" ")
-    dots = headers[:, _NAME] == ord(".")
-    plain = (
-        (size_digits < 8).all(axis=1)
-        & (sum_digits < 8).all(axis=1)
-        & (sums == sum_digits.astype(np.int64) @ _octal_weights(6))
-        & (starts + BLOCK_BYTES + sizes + -sizes % BLOCK_BYTES == ends)
-        & (headers[:, 156] == ord("0"))
-        & (headers[:, 345] == 0)
-        & (headers[:, 0] != ord("/"))
-        & ~(dots[:, 1:] & dots[:, :-1]).any(axis=1)
-    )
-    return np.where(plain, sizes, -1)
-
-
-def _octal_weights(digits: int) -> NDArray[np.int64]:
-    return 8 ** np.arange(digits - 1, -1, -1, dtype=np.int64)
+    if span[156] != _PLAIN_TYPE or span[_PREFIX.start] or not _PLAIN_NAME(span):
+        return None
+    try:
+        size = int(span[124:135], 8)
+    except ValueError:
+        return None
+    end = BLOCK_BYTES + size
+    return span[BLOCK_BYTES:end] if end + -size % BLOCK_BYTES == len(span) else None
 
 
 def _span_members(buffer: bytes | memoryview, path: Path, offset: int) -> list[tuple[str, bytes]]:

@@ -9,11 +9,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from data_shards.atomic import atomic_dir, atomic_path
 from data_shards.errors import UserError
 from data_shards.manifest import FIELDS, MANIFEST_NAME, Kind, Manifest, ShardEntry, dataset_id_of
-from data_shards.samples import Pair, Passage
-from data_shards.sidecar import save_sidecar
+from data_shards.samples import Pair, Passage, sample_key
+from data_shards.sidecar import save_sidecars
 from data_shards.tar import TarWriter
 
 SAMPLES_PER_SHARD = 65_536
@@ -71,6 +73,7 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         self._source, self._licence, self._weight = source, licence, weight
         self._entries: list[ShardEntry] = []
         self._samples = 0
+        self._positives: list[int] = []  # of the open shard; see `first_positive_hash`
         self._folder = ExitStack()
         self._shard = ExitStack()
         self._tar: TarWriter | None = None
@@ -107,6 +110,8 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         tar = self._tar or self._open_shard()
         tar.add(f"{sample_key(self._samples)}.json", encode_sample(sample))
         self._samples += 1
+        if isinstance(sample, Pair):
+            self._positives.append(sample.first_positive_hash)
         if tar.samples >= self.samples_per_shard or tar.position >= self.max_bytes:
             self._close_shard()
 
@@ -123,7 +128,9 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         samples, summary = self._tar.samples, self._tar.finish()
         self._shard.close()
         self._tar = None
-        save_sidecar(self._path, summary.offsets)
+        positives = np.array(self._positives, dtype=np.int64) if self.kind == "pairs" else None
+        save_sidecars(self._path, summary, positives)
+        self._positives.clear()
         entry = ShardEntry(path=self._path.name, samples=samples, bytes=summary.bytes, sha256=summary.sha256)
         self._entries.append(entry)
 
@@ -142,11 +149,6 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
             weight=self._weight,
         )
         self.manifest.save(self._place)
-
-
-def sample_key(ordinal: int) -> str:
-    """Return the key of a dataset's n-th sample; keys are unique over its shards."""
-    return f"{ordinal:09d}"
 
 
 def encode_sample(sample: Pair | Passage) -> bytes:

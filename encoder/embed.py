@@ -17,6 +17,7 @@ FloatArray = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 _WINDOW_TEXTS = 16_384
 """Texts that are tokenised and sorted together: enough for little padding, bounded for any corpus."""
+_CHUNK_COST = 256  # tokens; in a large window few texts stand beside longer ones anyway
 
 
 def embed_texts(
@@ -53,7 +54,10 @@ def embed_texts(
             for start in range(0, len(texts), _WINDOW_TEXTS):
                 token_ids = encoder.tokenize(texts[start : start + _WINDOW_TEXTS], side)
                 pad_id = encoder.tokenizer.pad_token_id or 0
-                for chunk in pad_chunks(token_ids, pad_id=pad_id, tokens_per_chunk=tokens_per_batch):
+                chunks = pad_chunks(
+                    token_ids, pad_id=pad_id, tokens_per_chunk=tokens_per_batch, chunk_cost=_CHUNK_COST
+                )
+                for chunk in chunks:
                     rows = chunk.rows.numpy() + start
                     on_device = chunk.to(device)
                     vector_BD = encoder(on_device.input_ids, on_device.attention_mask)

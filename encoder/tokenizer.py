@@ -1,15 +1,19 @@
-"""Trains a WordPiece tokenizer on a corpus, for encoders that start from nothing."""
+"""Trains a WordPiece tokenizer on a corpus, for encoders that start from nothing; counts with any tokenizer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from data_shards.errors import UserError
 
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _WORD_BORDER = Regex("(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_+")
 """Where a new word begins inside an identifier: readData, HTTPServer, read_data."""
+_NO_LENGTH = 1_000_000
 
 
 def train_wordpiece(texts: Iterable[str], *, vocab_size: int, max_tokens: int) -> PreTrainedTokenizerFast:
@@ -51,3 +55,31 @@ def train_wordpiece(texts: Iterable[str], *, vocab_size: int, max_tokens: int) -
         sep_token="[SEP]",
         mask_token="[MASK]",
     )
+
+
+def load_counter(path: Path) -> tuple[Callable[[Sequence[str]], list[int]], int]:
+    """Load a tokenizer to count with.
+
+    Args:
+        path: a snapshot, or any folder with a tokenizer that transformers can read.
+
+    Returns:
+        What gives the number of tokens of each text, special ones counted and none cut off; and the length at which
+        the tokenizer cuts, 0 where it does not say.
+
+    Raises:
+        UserError: there is no tokenizer.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} is no tokenizer that can be loaded here: {first_line}") from None
+    longest = int(tokenizer.model_max_length)
+    # transformers says 10^30 where it does not know.
+    return lambda texts: _count(tokenizer, texts), longest if longest < _NO_LENGTH else 0
+
+
+def _count(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[int]:
+    ids = tokenizer(list(texts), truncation=False, return_attention_mask=False, verbose=False)["input_ids"]
+    return [len(row) for row in ids]

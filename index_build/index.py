@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from data_shards.atomic import atomic_dir, sha256_file, write_json
 from data_shards.errors import UserError
-from data_shards.order import GlobalOrder
+from data_shards.permutation import permute, round_keys
 from index_build.embedding_set import EmbeddingSet
 from index_build.exact import Neighbours
 from index_build.index_version import (
@@ -155,8 +155,7 @@ def auto_factory(rows: int, config: IndexConfig) -> str:
 def sampled_rows(vectors: EmbeddingSet, wanted: int, seed: int, purpose: str) -> Int64s:
     """Return distinct row numbers, sorted: a sample without replacement that depends on the arguments alone."""
     size = min(wanted, vectors.rows)
-    order = GlobalOrder(dataset_id=f"{vectors.hash} {purpose}", samples=vectors.rows, batch_size=size, seed=seed)
-    return order.stretch(0, 1)
+    return np.sort(permute(np.arange(size), vectors.rows, round_keys(f"{vectors.hash} {purpose}\n{seed}")))
 
 
 def next_version(root: Path) -> int:

@@ -25,7 +25,6 @@ from data_shards.errors import UserError
 from data_shards.negatives import MinedNegative, NegativesManifest, NegativesRow, version_dir, write_negatives
 from data_shards.reader import CorpusDataset, PairDataset
 from data_shards.samples import Pair
-from data_shards.writer import sample_key
 from encoder.snapshot import snapshot_hash
 from index_build.embedding_set import EmbeddingSet
 from index_build.exact import Neighbours
@@ -284,7 +283,7 @@ def _rows(train: PairDataset, passages: CorpusDataset, ordinals: Int64s, drawn: 
             yield NegativesRow(
                 shard_stem=train.shard_stems[int(shards[at])],
                 row=int(shard_rows[at]),
-                key=sample_key(int(ordinals[at])),
+                key=train.key(int(ordinals[at])),
                 negatives=[
                     MinedNegative(texts[row], float(score))
                     for row, score in zip(rows, drawn.scores[at].tolist(), strict=True)

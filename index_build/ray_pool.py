@@ -156,7 +156,7 @@ class EmbedPool(AbstractContextManager["EmbedPool"]):
             out,
             [records[shard] for shard in range(len(jobs))],
             snapshot={"path": str(pinned.path), "hash": pinned.hash},
-            corpus={"path": str(dataset.folder), "dataset_id": dataset.dataset_id},
+            corpus={"path": dataset.location, "dataset_id": dataset.dataset_id},
         )
         return EmbeddingSet.open(out)
 
@@ -179,7 +179,7 @@ class EmbedPool(AbstractContextManager["EmbedPool"]):
         return [
             ShardJob(
                 snapshot=snapshot,
-                corpus=dataset.folder,
+                corpus=Path(dataset.location),
                 shard=number,
                 out=out,
                 provenance=Provenance(

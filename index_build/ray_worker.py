@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from data_shards.errors import ShardCorruptError, UserError
-from data_shards.reader import CorpusDataset, ShardReader
+from data_shards.reader import CorpusDataset
+from data_shards.shard_reader import ShardReader
 from encoder.embed import Precision, embed_texts
 from encoder.model import Encoder, Side
 from encoder.snapshot import load_encoder, snapshot_hash

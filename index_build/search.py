@@ -50,7 +50,7 @@ class Searcher:
         self._corpus = CorpusDataset(corpus or Path(made.corpus["path"]))
         if self._corpus.dataset_id != made.corpus["dataset_id"]:
             raise UserError(
-                f"{self._corpus.folder} is not the corpus that {index_root} was made from "
+                f"{self._corpus.location} is not the corpus that {index_root} was made from "
                 f"({self._corpus.dataset_id}, wanted {made.corpus['dataset_id']}); give that one"
             )
 

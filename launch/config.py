@@ -6,22 +6,19 @@ Each section is the dataclass of the room that it configures; only this file put
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import sys
-import typing
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-import tomli_w
-import tyro
+from typing import Literal
 
 from data_shards.errors import UserError
+from data_shards.order import OrderConfig
+from data_shards.reader import PairSource
+from data_shards.storage import CacheConfig
 from encoder.model import EncoderSettings, ScratchConfig
 from index_build.index import IndexConfig
 from index_build.mine import MiningConfig
-from launch.parsing import parse
+from launch.sections import load_sections, to_toml
 from train.batches import BatchConfig
 from train.dev import DevConfig
 from train.engine import EngineConfig
@@ -31,10 +28,7 @@ from train.refresh import RefreshConfig
 from train.schedule import OptimizerConfig
 from train.tracker import TrackerConfig
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+__all__ = ["DataSection", "EncoderSection", "RunConfig", "RunSection", "WorkersSection", "load_config", "to_toml"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +52,12 @@ class RunSection:
 class DataSection:
     """What is trained on and mined from."""
 
-    pairs: str = ""
-    """Folder of training shards, made by `dipole shards pairs`."""
+    pairs: tuple[str, ...] = ()
+    """Training shards, made by `dipole shards pairs`: a folder or URL, or a list of them that are mixed."""
+    weights: tuple[float, ...] = ()
+    """With several: the share of each; by default as their manifests say."""
+    on_error: Literal["error", "quarantine"] = "error"
+    """What a damaged pair does: end the run, or be skipped, counted and written to the run's quarantine folder."""
     corpus: str = ""
     """Folder of corpus shards, made by `dipole shards corpus`; needed for mining and for a tokenizer from scratch."""
 
@@ -108,6 +106,8 @@ class RunConfig:
 
     run: RunSection = field(default_factory=RunSection)
     data: DataSection = field(default_factory=DataSection)
+    order: OrderConfig = field(default_factory=OrderConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     encoder: EncoderSection = field(default_factory=EncoderSection)
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -122,6 +122,16 @@ class RunConfig:
     workers: WorkersSection = field(default_factory=WorkersSection)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
 
+    @property
+    def pair_source(self) -> PairSource:
+        """The training pairs, for whoever opens them."""
+        return PairSource(
+            locations=self.data.pairs,
+            weights=self.data.weights,
+            cache=self.cache,
+            on_error=self.data.on_error,
+        )
+
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a TOML file and put `--section.field=value` on top of it.
@@ -130,73 +140,4 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
         UserError: the file is missing or no TOML, a key does not exist (the nearest one is suggested), or a value
             does not fit.
     """
-    arguments = [*(_flatten(_read_toml(path), path) if path else []), *_check_overrides(overrides)]
-    return parse(RunConfig, arguments, prog="config", config=(tyro.conf.FlagConversionOff,))
-
-
-def to_toml(config: RunConfig) -> str:
-    """Return the whole config, defaults written out; fields that are None are left out."""
-    sections = {
-        section: {name: value for name, value in fields.items() if value is not None}
-        for section, fields in asdict(config).items()
-    }
-    return tomli_w.dumps(sections)
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return dict(tomllib.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise UserError(f"config {path} does not exist; configs/ holds commented examples") from None
-    except IsADirectoryError:
-        raise UserError(f"config {path} is a folder; give the TOML file, such as {path / 'config.toml'}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"config {path} is not valid TOML: {error}") from None
-
-
-def _flatten(table: dict[str, Any], path: Path) -> list[str]:
-    """Turn TOML tables into `--section.field=value` arguments, each key checked."""
-    arguments = []
-    for section, fields in table.items():
-        if not isinstance(fields, dict):
-            raise UserError(f"config {path}: {section} stands outside of a [section]; {_suggest(section)}")
-        for name, value in fields.items():
-            _check_key(f"{section}.{name}", f"config {path}")
-            arguments.append(f"--{section}.{name}={value}")
-    return arguments
-
-
-def _check_overrides(overrides: Sequence[str]) -> list[str]:
-    for argument in overrides:
-        key, equals, _ = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or not equals:
-            raise UserError(f"cannot read {argument!r}; overrides have the form --section.field=value")
-        _check_key(key.replace("-", "_"), "argument")
-    return [_capital_truth(argument) for argument in overrides]
-
-
-def _capital_truth(argument: str) -> str:
-    """Let booleans be written as TOML writes them."""
-    key, _, value = argument.partition("=")
-    return f"{key}={value.capitalize()}" if value in ("true", "false") else argument
-
-
-def _check_key(key: str, where: str) -> None:
-    if key not in _known_keys():
-        raise UserError(f"{where}: there is no key {key}; {_suggest(key)}")
-
-
-def _known_keys() -> list[str]:
-    sections = typing.get_type_hints(RunConfig)
-    return [f"{section}.{item.name}" for section, kind in sections.items() for item in dataclasses.fields(kind)]
-
-
-def _suggest(key: str) -> str:
-    """Name the nearest keys: by spelling, else those of the same name in another section."""
-    known = _known_keys()
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-    near = near or [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:2]
-    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if near:
-        return f"did you mean {' or '.join(near)}?"
-    return f"sections are {', '.join(dict.fromkeys(k.split('.')[0] for k in known))}"
+    return load_sections(RunConfig, path, overrides)

@@ -15,8 +15,6 @@ from pathlib import Path
 from data_shards.atomic import write_json
 from data_shards.errors import UserError
 from data_shards.negatives import published_versions
-from data_shards.order import GlobalOrder
-from data_shards.reader import PairDataset
 from encoder.snapshot import snapshot_step
 from index_build.mine import KnownPositives, MiningReport, mine
 from index_build.ray_pool import EmbedPool
@@ -59,13 +57,8 @@ class Miner:
     def __init__(self, run: RunFolder, config: RunConfig) -> None:
         """Open the data; Ray starts on entering."""
         self._run, self._config = run, config
-        self._pairs = PairDataset(Path(config.data.pairs))
-        self._order = GlobalOrder(
-            dataset_id=self._pairs.dataset_id,
-            samples=len(self._pairs),
-            batch_size=config.batch.batch_size,
-            seed=config.run.seed,
-        )
+        self._pairs = config.pair_source.open(run.quarantine("miner"))
+        self._order = self._pairs.order(batch_size=config.batch.batch_size, seed=config.run.seed, config=config.order)
         self._pool = mining_pool(config)
         self._known: KnownPositives | None = None
 
@@ -96,7 +89,7 @@ class Miner:
             pool=self._pool,
             train=self._pairs,
             known=self._known,
-            ordinals=self._order.stretch(request.from_step, request.to_step),
+            ordinals=self._pairs.sound(self._order.stretch(request.from_step, request.to_step)),
             corpus=Path(self._config.data.corpus),
             work_dir=self._run.root / "mining" / f"v{request.version:06d}",
             negatives_root=root,

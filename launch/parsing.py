@@ -17,8 +17,15 @@ _FRAME = " │╭╮╰╯─-"
 _REST = ("For full helptext", "Argument helptext")
 
 
-def parse(kind: type[_T], arguments: Sequence[str], *, prog: str | None = None, config: Sequence[Any] = ()) -> _T:
-    """Build a dataclass from command-line arguments; `--help` prints and exits as tyro does.
+def parse(
+    kind: type[_T],
+    arguments: Sequence[str],
+    *,
+    prog: str | None = None,
+    config: Sequence[Any] = (),
+    default: _T | None = None,
+) -> _T:
+    """Build a dataclass from command-line arguments, on top of a default; `--help` prints and exits as tyro does.
 
     Raises:
         UserError: an argument is missing, unknown or of the wrong type.
@@ -26,7 +33,9 @@ def parse(kind: type[_T], arguments: Sequence[str], *, prog: str | None = None, 
     out, complaints = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(complaints):
-            return tyro.cli(kind, args=list(arguments), prog=prog, config=tuple(config))
+            if default is None:
+                return tyro.cli(kind, args=list(arguments), prog=prog, config=tuple(config))
+            return tyro.cli(kind, args=list(arguments), prog=prog, config=tuple(config), default=default)
     except SystemExit as exit_:
         if not exit_.code:
             sys.stdout.write(out.getvalue())

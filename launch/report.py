@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from data_shards.atomic import atomic_path
+from launch.pages import render_page
 from launch.report_data import (
     METRIC_NAMES,
     SYSTEM_NAMES,
@@ -25,8 +25,6 @@ from launch.report_data import (
     summary,
 )
 from launch.report_figures import draw_baselines, draw_similarity, draw_training, inline_svg
-
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(
@@ -53,15 +51,8 @@ def write_report(
         commands: what to do next, as (what it does, command line); by default what `result`'s paths allow.
     """
     history = read_history(run_dir / "metrics.jsonl")
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html").render(
-        style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
+    page = render_page(
+        "report.html",
         title=title,
         about=about,
         summary=summary(result.get("metrics", {})),

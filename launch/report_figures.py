@@ -88,21 +88,22 @@ def _one_svg(draw: Callable[[int], Figure], width: int, *, name: str, kind: str,
     return head + Markup(body)
 
 
-def _figure(width: int, height: int) -> Figure:
+def new_figure(width: int, height: int) -> Figure:
+    """Return an empty figure; sizes in CSS pixels."""
     layout = ConstrainedLayoutEngine(h_pad=9 / 72, w_pad=2 / 72)
     return Figure(figsize=(width / 72, height / 72), dpi=72, layout=layout)
 
 
 def draw_training(history: History, width: int) -> Figure:
     """Draw the loss and the dev metric over steps, with a line where each negatives version came into use."""
-    figure = _figure(width, 380 if width == WIDE else 400)
+    figure = new_figure(width, 380 if width == WIDE else 400)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1.15, 1])
     steps = [row["step"] for row in history.steps]
     loss = np.array([row["loss"] for row in history.steps], dtype=np.float64)
     top.plot(steps, loss, color=SOFT, linewidth=0.9)
     top.plot(steps, _smooth(loss), color=ACCENT, linewidth=2)
-    _heading(top, "training loss")
-    _heading(bottom, "dev nDCG@10")
+    heading(top, "training loss")
+    heading(bottom, "dev nDCG@10")
     if history.dev:
         dev_steps, dev = [row["step"] for row in history.dev], [row["ndcg@10"] for row in history.dev]
         bottom.plot(dev_steps, dev, color=ACCENT, linewidth=2, marker="o", markersize=4.5)
@@ -129,7 +130,7 @@ def draw_baselines(metrics: Mapping[str, Mapping[str, float]], width: int) -> Fi
     systems = known_systems(metrics)
     wide = width == WIDE
     rows = len(systems)
-    figure = _figure(width, 46 + 32 * rows if wide else 3 * (40 + 27 * rows))
+    figure = new_figure(width, 46 + 32 * rows if wide else 3 * (40 + 27 * rows))
     panels = figure.subplots(*((1, 3) if wide else (3, 1)), sharey=True)
     for axes, (metric, title) in zip(panels, METRIC_NAMES.items(), strict=True):
         values = [metrics[system].get(metric, float("nan")) for system in systems]
@@ -142,7 +143,7 @@ def draw_baselines(metrics: Mapping[str, Mapping[str, float]], width: int) -> Fi
             axes.annotate(
                 f"{value:.3f}", (value, row), (6, 0), textcoords="offset points", va="center", weight=weight
             )
-        _heading(axes, title)
+        heading(axes, title)
         axes.set_yticks(range(rows), [SYSTEM_NAMES.get(system, system) for system in systems])
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set_xlim(0, max(np.nanmax(values, initial=0.0), 1e-9) * 1.28)
@@ -157,7 +158,7 @@ def draw_baselines(metrics: Mapping[str, Mapping[str, float]], width: int) -> Fi
 def draw_similarity(similarity: Mapping[str, Mapping[str, Sequence[float]]], width: int) -> Figure:
     """Draw how similar queries are to right and to wrong passages, before training above and after it below."""
     moments = [moment for moment in ("before", "after") if moment in similarity]
-    figure = _figure(width, 40 + 150 * len(moments))
+    figure = new_figure(width, 40 + 150 * len(moments))
     panels = np.atleast_1d(figure.subplots(len(moments), 1, sharex=True))
     arrays = {
         (moment, kind): np.asarray(similarity[moment][kind], dtype=np.float64)
@@ -172,7 +173,7 @@ def draw_similarity(similarity: Mapping[str, Mapping[str, Sequence[float]]], wid
             _distribution(axes, arrays[moment, kind], edges, colour)
         axes.set_yticks([])
         axes.grid(False)
-        _heading(axes, f"{moment} training")
+        heading(axes, f"{moment} training")
     panels[-1].set_xlabel("cosine similarity")
     return figure
 
@@ -187,7 +188,8 @@ def _distribution(axes: Axes, values: npt.NDArray[np.float64], edges: npt.NDArra
     axes.plot([values.mean()] * 2, [0, share.max()], color=colour, linewidth=1, linestyle=(0, (2, 3)))
 
 
-def _heading(axes: Axes, text: str) -> None:
+def heading(axes: Axes, text: str) -> None:
+    """Write a panel's heading above its left end."""
     axes.set_title(text, loc="left", size=12, weight="bold", color=INK, pad=8)
 
 

@@ -21,7 +21,16 @@ from train.run_folder import RunFolder
 
 _TOKENIZER_PASSAGES = 200_000
 """A WordPiece vocabulary of tens of thousands is settled long before."""
-_MAY_CHANGE = {"run.ranks", "workers", "tracker", "engine.timeout_s", "refresh.timeout_s", "train.keep_checkpoints"}
+_MAY_CHANGE = {
+    "run.ranks",
+    "workers",
+    "tracker",
+    "cache",
+    "data.on_error",
+    "engine.timeout_s",
+    "refresh.timeout_s",
+    "train.keep_checkpoints",
+}
 """What a resumed run may have other than the run that it continues: none of it changes what is learnt."""
 
 
@@ -50,7 +59,9 @@ def prepare_run(config: RunConfig, *, resume: bool) -> RunFolder:
         config,
         run=dataclasses.replace(config.run, out=str(run.root)),
         data=dataclasses.replace(
-            config.data, pairs=_absolute(config.data.pairs), corpus=_absolute(config.data.corpus)
+            config.data,
+            pairs=tuple(map(_absolute, config.data.pairs)),
+            corpus=_absolute(config.data.corpus),
         ),
         dev=dataclasses.replace(config.dev, data=_absolute(config.dev.data)),
     )
@@ -74,7 +85,8 @@ def load_job(run: RunFolder) -> TrainJob:
     config = load_config(run.config)
     return TrainJob(
         run=run,
-        data=Path(config.data.pairs),
+        data=config.pair_source,
+        order=config.order,
         seed=config.run.seed,
         run_id=read_json(run.identity)["run_id"],
         train=config.train,
@@ -103,7 +115,7 @@ def build_encoder(config: RunConfig, corpus: CorpusDataset | None) -> Encoder:
 def _check_data(config: RunConfig) -> tuple[PairDataset, CorpusDataset | None]:
     if not config.data.pairs:
         raise UserError("data.pairs is not set; give a folder made by `dipole shards pairs`")
-    pairs = PairDataset(Path(config.data.pairs))
+    pairs = config.pair_source.open(RunFolder(Path(config.run.out)).quarantine("start"))
     corpus = CorpusDataset(Path(config.data.corpus)) if config.data.corpus else None
     if config.refresh.first_step and corpus is None:
         raise UserError(
@@ -122,15 +134,24 @@ def _check_resume(run: RunFolder, config: RunConfig, resume: bool) -> None:
     then, now = (dataclasses.asdict(c) for c in (load_config(run.config), config))
     for section, fields in then.items():
         for name, value in fields.items():
-            changed = now[section][name] != value and f"{section}.{name}" not in _MAY_CHANGE
-            if changed and section not in _MAY_CHANGE and _absolute(str(now[section][name])) != value:
+            given = now[section][name]
+            changed = given != value and f"{section}.{name}" not in _MAY_CHANGE
+            places = tuple(map(_absolute, given)) if name == "pairs" else _absolute(str(given))
+            if changed and section not in _MAY_CHANGE and places != value:
                 raise UserError(
-                    f"{run.root} was started with {section}.{name} = {value!r}, now it is {now[section][name]!r}; "
+                    f"{run.root} was started with {section}.{name} = {_shown(value)}, now it is {_shown(given)}; "
                     f"set it back, or choose another run.out"
                 )
 
 
+def _shown(value: object) -> str:
+    """Return a setting for a message; a list of one as its only member, which is how it was given."""
+    return repr(value[0] if isinstance(value, tuple) and len(value) == 1 else value)
+
+
 def _absolute(path: str) -> str:
+    if "://" in path or path.startswith("pipe:"):
+        return path
     return str(Path(path).absolute()) if path else ""
 
 

@@ -1,55 +1,75 @@
-"""`dipole shards …`: raw text to shards, and a look at what is in them."""
+"""`dipole shards pairs|corpus`: raw text to shards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
-
+from data_shards.errors import UserError
 from launch.progress import progress_bar
 
 if TYPE_CHECKING:
-    from data_shards.importers import ImportConfig
-    from data_shards.manifest import Manifest
+    from data_shards.findings import ChecksConfig
+    from data_shards.manifest import Kind
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Import:
-    input: tuple[Path, ...]
-    """BEIR folders, JSONL, TSV or CSV (plain or .gz), Parquet, or folders made by save_to_disk."""
     out: Path
     """Where the dataset goes; must be empty or not there."""
-    split: str = "train"
-    """Which split of a saved dataset, or which judgements of a BEIR folder."""
-    source: str = ""
-    """Name of the dataset, for the manifest; by default that of the first input."""
-    licence: str = ""
+    input: tuple[str, ...] = ()
+    """BEIR folders, JSONL, TSV or CSV (plain or .gz), Parquet, tars, folders of these or made by save_to_disk, or
+    hf:OWNER/NAME[:CONFIG]."""
+    config: Path | None = None
+    """TOML file with sections input, columns, cleaning, checks and output; --section.field=value goes on top."""
+    split: str | None = None
+    """Which split of a dataset, or which judgements of a BEIR folder; by default train."""
+    source: str | None = None
+    """Name of the dataset, for the manifest; by default that of the inputs."""
+    licence: str | None = None
     """Licence of the data, for the manifest."""
-    samples_per_shard: int = 65_536
-    """A shard is closed at so many samples,"""
-    max_shard_mib: int = 256
-    """or at so many MiB, whichever comes first."""
+    samples_per_shard: int | None = None
+    """A shard is closed at so many samples, by default 65,536,"""
+    max_shard_mib: int | None = None
+    """or at so many MiB, by default 256, whichever comes first."""
+    workers: int = 1
+    """Processes that read and clean."""
+    ray_address: str | None = None
+    """Spread them over this Ray cluster, which must share the file system; `local` starts a Ray here."""
 
-    def _config(self, **more: Any) -> ImportConfig:
-        from data_shards.importers import ImportConfig
+    def _flags(self) -> dict[str, Any]:
+        """Return the flags that stand for keys of the config."""
+        return {
+            "input.split": self.split,
+            "output.source": self.source,
+            "output.licence": self.licence,
+            "output.samples_per_shard": self.samples_per_shard,
+            "output.max_shard_mib": self.max_shard_mib,
+        }
 
-        return ImportConfig(
-            split=self.split,
-            source=self.source,
-            licence=self.licence,
-            samples_per_shard=self.samples_per_shard,
-            max_shard_bytes=self.max_shard_mib << 20,
-            **more,
-        )
-
-    def _import(self, write: Callable[..., Manifest], config: ImportConfig) -> dict[str, object]:
+    def _run(self, kind: Kind, overrides: Sequence[str]) -> dict[str, object]:
         from data_shards.check import summary
+        from data_shards.importers import ImportTools, import_dataset
+        from launch.import_config import load_import_config
 
-        with progress_bar("importing") as progress:
-            manifest = write(self.input, self.out, config, progress)
+        if self.workers < 1:
+            raise UserError(f"--workers must be at least 1, came {self.workers}")
+        flags = [f"--{key}={value}" for key, value in self._flags().items() if value is not None]
+        sections = load_import_config(self.config, [*flags, *overrides])
+        tokenizer = sections.cleaning.tokenizer
+        with _workers(self.workers, self.ray_address) as run_parts:
+            tools = ImportTools(
+                run_parts=run_parts,
+                progress=progress_bar,
+                count_tokens=TokenCounter(folder=tokenizer) if tokenizer else None,
+                validate=_validation(sections.checks, tokenizer),
+            )
+            paths = self.input or sections.input.paths
+            manifest = import_dataset(kind, paths, self.out, sections.for_data_shards(), tools)
         return summary(self.out, manifest)
 
 
@@ -63,76 +83,87 @@ class ShardsPairs(_Import):
     """Column of the positive passages; by default `positive`, `pos`, `passage` and the like."""
     negative_column: str | None = None
     """Column of given negatives; by default `negative`, `neg` and the like, where there is one."""
-    weight: float = 1.0
+    weight: float | None = None
     """The dataset's share where several are mixed."""
 
-    def run(self) -> dict[str, object]:
-        """Import, and return what was written."""
-        from data_shards.importers import import_pairs
+    def _flags(self) -> dict[str, Any]:
+        return {
+            **super()._flags(),
+            "columns.query": self.query_column,
+            "columns.positive": self.positive_column,
+            "columns.negative": self.negative_column,
+            "output.weight": self.weight,
+        }
 
-        config = self._config(
-            query_column=self.query_column,
-            positive_column=self.positive_column,
-            negative_column=self.negative_column,
-            weight=self.weight,
-        )
-        return self._import(import_pairs, config)
+    def run_with(self, overrides: Sequence[str]) -> dict[str, object]:
+        """Import, and return what was written."""
+        return self._run("pairs", overrides)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardsCorpus(_Import):
     """Write corpus shards: passages to embed, each id once."""
 
-    def run(self) -> dict[str, object]:
+    def run_with(self, overrides: Sequence[str]) -> dict[str, object]:
         """Import, and return what was written."""
-        from data_shards.importers import import_corpus
-
-        return self._import(import_corpus, self._config())
+        return self._run("corpus", overrides)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardsCheck:
-    """Verify a dataset: checksums, archives, sidecars, every sample, unique passage ids."""
+class TokenCounter:
+    """Counts tokens with a tokenizer that each process loads for itself."""
 
-    dir: tyro.conf.Positional[Path]
-    """The dataset."""
+    folder: str
+    """Snapshot or transformers folder."""
 
-    def run(self) -> dict[str, object]:
-        """Check, and return what was found whole."""
-        from data_shards.check import check_dataset
-
-        with progress_bar("checking") as progress:
-            return check_dataset(self.dir, progress)
+    def __call__(self, text: str) -> int:
+        """Return how many tokens a text has, special ones included."""
+        return _counter(self.folder)([text])[0]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShardsStats:
-    """Describe a dataset: sizes, lengths in words and characters, positives per query, repetitions."""
+@lru_cache(maxsize=1)
+def _counter(folder: str) -> Callable[[Sequence[str]], list[int]]:
+    from encoder.tokenizer import load_counter
 
-    dir: tyro.conf.Positional[Path]
-    """The dataset."""
-
-    def run(self) -> dict[str, object]:
-        """Read everything once, and return the counts."""
-        from data_shards.check import stats
-
-        with progress_bar("reading") as progress:
-            return stats(self.dir, progress)
+    return load_counter(Path(folder))[0]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShardsSample:
-    """Show a few samples, drawn at random."""
+@contextmanager
+def _workers(
+    count: int, ray_address: str | None
+) -> Iterator[Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]]:
+    """Yield what spreads the work."""
+    if ray_address is not None:
+        from index_build.ray_map import ray_map
 
-    dir: tyro.conf.Positional[Path]
-    """The dataset."""
-    n: int = 3
-    """How many."""
-    seed: int = 0
-    """The same seed draws the same samples."""
+        with ray_map(count, None if ray_address == "local" else ray_address) as run:
+            yield run
+    elif count > 1:
+        from launch.process_pool import process_pool
 
-    def run(self) -> dict[str, object]:
-        """Draw, and return the samples."""
-        from data_shards.check import sample
+        with process_pool(count) as run:
+            yield run
+    else:
+        from data_shards.import_plan import serially
 
-        return {"samples": sample(self.dir, self.n, self.seed)}
+        yield serially
+
+
+def _validation(config: ChecksConfig, tokenizer: str) -> Callable[[Path], None]:
+    """Return the look at a dataset that decides whether it is published."""
+
+    def validate(folder: Path) -> None:
+        from data_shards.findings import find
+        from launch.data_report import write_data_report
+
+        count_tokens = _counter(tokenizer) if tokenizer else None
+        with progress_bar("looking at the texts") as progress:
+            findings = find(folder, config, count_tokens=count_tokens, progress=progress)
+        findings.save(folder)
+        report = write_data_report(folder, findings)
+        if findings.fatal:
+            names = ", ".join(findings.fatal)
+            allow = ",".join([*config.allow, *findings.fatal])
+            raise UserError(f"fatal findings: {names}; see {report}, and allow them with --checks.allow={allow}")
+
+    return validate

@@ -40,6 +40,8 @@ class TrainState:
     """Pairs a step."""
     seed: int
     """Of the global order and of dropout."""
+    order: str
+    """Identity of the global order: all that it is a function of."""
     negatives_version: int
     """In use at the last step; 0 before the first refresh."""
     best_dev: float | None = None
@@ -97,19 +99,25 @@ def latest_checkpoint(root: Path) -> tuple[Path, TrainState] | None:
 
 
 def check_fits(
-    state: TrainState, *, engine: str, world_size: int, dataset_id: str, batch_size: int, seed: int
+    state: TrainState, *, engine: str, world_size: int, dataset_id: str, batch_size: int, seed: int, order: str
 ) -> None:
     """Refuse to resume what would not be the same run.
 
     Raises:
         UserError: data, batch size, seed or engine differ, or ZeRO's shards are for another number of ranks.
     """
-    for name, now in (("dataset_id", dataset_id), ("batch_size", batch_size), ("seed", seed), ("engine", engine)):
+    now_of = {"dataset_id": dataset_id, "batch_size": batch_size, "seed": seed, "engine": engine}
+    for name, now in now_of.items():
         if (then := getattr(state, name)) != now:
             raise UserError(
                 f"the checkpoint was written with {name} {then}, this run has {now}; "
                 f"set it back, or start a new run with another run.out"
             )
+    if state.order != order:
+        raise UserError(
+            "the checkpoint was written under another global order: the [order] section, data.weights or the weights "
+            "in the manifests have changed; set them back, or start a new run with another run.out"
+        )
     if engine != "ddp" and state.world_size != world_size:
         raise UserError(
             f"the checkpoint's ZeRO state is for {state.world_size} ranks, this run has {world_size}; "

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +19,8 @@ import torch
 from data_shards.atomic import write_json
 from data_shards.errors import UserError
 from data_shards.negatives import NegativesVersion
-from data_shards.order import GlobalOrder
-from data_shards.reader import PairDataset
+from data_shards.order import GlobalOrder, OrderConfig
+from data_shards.reader import PairSource
 from encoder.snapshot import load_encoder, save_snapshot
 from train.batches import BatchConfig, BatchLoader, StepBatch
 from train.checkpoint import TrainState, check_fits, latest_checkpoint, save_checkpoint
@@ -71,8 +70,9 @@ class TrainJob:
     """All that one rank needs to know."""
 
     run: RunFolder
-    data: Path
+    data: PairSource
     """Training shards."""
+    order: OrderConfig
     seed: int
     run_id: str
     train: TrainConfig
@@ -116,13 +116,8 @@ class _Loop:
     def __init__(self, job: TrainJob) -> None:
         self.job = job
         self.stop = StopFlag()
-        self.dataset = PairDataset(job.data)
-        self.order = GlobalOrder(
-            dataset_id=self.dataset.dataset_id,
-            samples=len(self.dataset),
-            batch_size=job.batch.batch_size,
-            seed=job.seed,
-        )
+        self.dataset = job.data.open(job.run.quarantine(f"rank-{rank():05d}"))
+        self.order = self.dataset.order(batch_size=job.batch.batch_size, seed=job.seed, config=job.order)
         self.total = job.train.total_steps(self.order)
         self.borders = job.refresh.borders(self.total)
         self.encoder = load_encoder(job.run.initial).train()
@@ -148,6 +143,7 @@ class _Loop:
             active=rank() == 0,
         )
         self.step_started = time.monotonic()
+        self._skipped = 0.0  # pairs, by all ranks, since the last line of the log
 
     def run(self) -> int:
         """Go through the stretches."""
@@ -184,10 +180,12 @@ class _Loop:
         """Add the ranks' sums up and log them. The stop flag travels along, to save a collective a step."""
         names = list(output.sums)
         local = [*output.sums.values()]
-        local += [local[0].new_tensor(float(x)) for x in (batch.tokens, batch.padded_tokens, self.stop.asked_here())]
-        *sums, tokens, padded, asked = sum_over_ranks(torch.stack(local).double()).tolist()
+        counts = (batch.skipped, batch.tokens, batch.padded_tokens, self.stop.asked_here())
+        local += [local[0].new_tensor(float(count)) for count in counts]
+        *sums, skipped, tokens, padded, asked = sum_over_ranks(torch.stack(local).double()).tolist()
         total = dict(zip(names, sums, strict=True))
         queries = total.pop("queries")
+        self._skipped += skipped
         loss = total["loss"] / queries
         for name, value in (("loss", loss), ("gradient's norm", norm)):
             if not math.isfinite(value):
@@ -203,6 +201,7 @@ class _Loop:
                 {
                     **{name: value / queries for name, value in total.items()},
                     "masked": total["masked"],
+                    "skipped": self._skipped,
                     "steps": self.total,
                     "lr": rate,
                     "grad_norm": norm,
@@ -211,10 +210,12 @@ class _Loop:
                     "tokens_per_s": tokens / seconds,
                     "padding_share": 1 - tokens / padded,
                     "data_wait_share": waited_s / seconds,
+                    **({"fetched_mib": self.dataset.fetched.bytes / 2**20} if self.dataset.is_remote else {}),
                     "negatives_version": self.state.negatives_version,
                     "negatives_age_steps": self._age(batch.step),
                 },
             )
+            self._skipped = 0.0
         return bool(asked > 0)
 
     def _stretches(self) -> Iterator[tuple[int, int, int]]:
@@ -292,6 +293,7 @@ class _Loop:
             dataset_id=self.dataset.dataset_id,
             batch_size=self.order.batch_size,
             seed=self.job.seed,
+            order=self.order.identity,
             negatives_version=0,
         )
         barrier()
@@ -306,6 +308,7 @@ class _Loop:
             dataset_id=fresh.dataset_id,
             batch_size=fresh.batch_size,
             seed=fresh.seed,
+            order=fresh.order,
         )
         self.engine.load(path)
         _log.info("resumed from %s", path.name)

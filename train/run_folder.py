@@ -41,6 +41,10 @@ class RunFolder:
         """One folder a checkpoint."""
         return self.root / "checkpoints"
 
+    def quarantine(self, process: str) -> Path:
+        """Damaged samples that a process skipped, one JSON object a line."""
+        return self.root / "quarantine" / f"{process}.jsonl"
+
     @property
     def negatives(self) -> Path:
         """Versions of mined negatives."""

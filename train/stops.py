@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import signal
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import IO
 
 import torch
 
+from data_shards.parent_death import die_with_parent as die_with_parent
 from train.collectives import max_over_ranks
 
 EXIT_STOPPED = 75
 """Exit code of a rank that stopped when asked, with a checkpoint: EX_TEMPFAIL, "try again later"."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)
 
 
 class StopFlag:
@@ -59,12 +57,3 @@ def hold(lock: Path, *, alone: bool = False) -> IO[bytes] | None:
         return None
     fcntl.flock(file, fcntl.LOCK_SH)
     return file
-
-
-def die_with_parent() -> None:
-    """Have the kernel send SIGTERM when the parent dies, even by SIGKILL: no rank outlives its launcher (Linux).
-
-    Also fit to run between fork and exec: it loads nothing.
-    """
-    if hasattr(_LIBC, "prctl"):
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -79,7 +79,7 @@ def part(model: Encoder, rank: int, world_size: int, *, tokens_per_chunk: int = 
         model.tokenize([row.query for row in mine], "query"), pad_id=0, tokens_per_chunk=tokens_per_chunk
     )
     chunks = pad_chunks(model.tokenize(passages, "passage"), pad_id=0, tokens_per_chunk=tokens_per_chunk)
-    return StepBatch(step=0, queries=queries, passages=chunks, labels=labels, tokens=0, padded_tokens=0)
+    return StepBatch(step=0, queries=queries, passages=chunks, labels=labels, skipped=0, tokens=0, padded_tokens=0)
 
 
 def reference(model: Encoder) -> tuple[float, dict[str, Tensor]]:

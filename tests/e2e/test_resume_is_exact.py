@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from data_shards.order import GlobalOrder
 from data_shards.reader import PairDataset
 from tests.e2e.conftest import dipole, tiny_toml
 from tests.e2e.watching import Watched, losses, steps_logged
@@ -123,7 +122,7 @@ def test_resumed_at_another_world_size_the_order_is_the_same(start: Path, uninte
     assert found.keys() == wanted.keys()
     assert max(abs(found[step] - wanted[step]) for step in range(4)) < 0.2
     pairs = PairDataset(Path(tiny_pairs(run)))
-    order = GlobalOrder(dataset_id=pairs.dataset_id, samples=len(pairs), batch_size=16, seed=1)
+    order = pairs.order(batch_size=16, seed=1)
     for step in range(12):
         slices = [order.rank_slice(step, rank, 2).tolist() for rank in range(2)]
         assert slices[0] + slices[1] == order.rank_slice(step, 0, 1).tolist()

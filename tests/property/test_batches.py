@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from data_shards.order import GlobalOrder
 from data_shards.reader import PairDataset
 from data_shards.samples import Passage, text_hash
 from encoder.model import Encoder
@@ -38,7 +37,7 @@ def test_order_is_pure_over_ranks(
     dataset: PairDataset, encoder: Encoder, share: int, world: int, step: int, seed: int
 ) -> None:
     config = BatchConfig(batch_size=share * world, tokens_per_chunk=64)
-    order = GlobalOrder(dataset_id=dataset.dataset_id, samples=SAMPLES, batch_size=share * world, seed=seed)
+    order = dataset.order(batch_size=share * world, seed=seed)
 
     def labels(rank: int, ranks: int) -> list[tuple[list[int], list[int], list[int]]]:
         loader = BatchLoader(dataset=dataset, order=order, encoder=encoder, config=config, rank=rank, world=ranks)

@@ -8,6 +8,7 @@ from typing import Any
 
 from hypothesis import given, settings, strategies as st
 
+from data_shards.order import OrderConfig
 from encoder.model import ScratchConfig
 from index_build.index import IndexConfig
 from index_build.mine import MiningConfig
@@ -35,7 +36,13 @@ def optional(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 CONFIGS = st.builds(
     RunConfig,
     run=st.builds(RunSection, out=TEXT, seed=st.integers(-(10**12), 10**12), ranks=COUNT),
-    data=st.builds(DataSection, pairs=TEXT, corpus=TEXT),
+    data=st.builds(
+        DataSection,
+        pairs=st.lists(TEXT, max_size=3).map(tuple),
+        weights=st.lists(POSITIVE, max_size=3).map(tuple),
+        corpus=TEXT,
+    ),
+    order=st.builds(OrderConfig, lanes=COUNT, spread_positives=st.booleans()),
     encoder=st.builds(
         EncoderSection,
         model=TEXT,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations, pairwise
+
 from hypothesis import given, strategies as st
 
 from data_shards.collate import pad_chunks
@@ -20,11 +22,20 @@ def test_every_row_comes_once_within_the_budget(lengths: list[int], budget: int)
         assert len(chunk) == 1 or len(chunk) * max(lengths[row] for row in chunk) <= budget
 
 
-@given(lengths=LENGTHS, budget=st.integers(1, 200))
-def test_no_chunk_had_room_for_the_next_row(lengths: list[int], budget: int) -> None:
-    chunks = [chunk.tolist() for chunk in chunks_by_tokens(lengths, budget)]
-    for chunk in chunks[:-1]:
-        assert (len(chunk) + 1) * max(1, lengths[chunk[0]]) > budget
+@given(lengths=st.lists(st.integers(1, 9), max_size=7), budget=st.integers(1, 40), cost=st.integers(0, 12))
+def test_no_cut_is_cheaper(lengths: list[int], budget: int, cost: int) -> None:
+    """Against every cut of the sorted lengths."""
+    ordered = sorted(lengths, reverse=True)
+
+    def price(borders: tuple[int, ...]) -> int:
+        chunks = [ordered[begin:end] for begin, end in pairwise((0, *borders, len(ordered)))]
+        allowed = all(len(chunk) == 1 or len(chunk) * chunk[0] <= budget for chunk in chunks)
+        return sum(len(chunk) * chunk[0] + cost for chunk in chunks) if allowed else 1 << 30
+
+    inner = range(1, len(ordered))
+    cuts = [borders for count in range(len(ordered)) for borders in combinations(inner, count)] if ordered else []
+    found = [chunk.tolist() for chunk in chunks_by_tokens(lengths, budget, cost)]
+    assert sum(len(rows) * lengths[rows[0]] + cost for rows in found) == min(map(price, cuts), default=0)
 
 
 @given(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import tarfile
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 from hypothesis import given, settings, strategies as st
 
-from data_shards.reader import CorpusDataset, PairDataset, ShardReader
+from data_shards.reader import CorpusDataset, PairDataset
 from data_shards.samples import Pair, Passage
-from data_shards.tar import scan_offsets, write_tar
+from data_shards.shard_reader import ShardReader
+from data_shards.tar import plain_json, read_span, scan_offsets, write_tar
 from data_shards.writer import ShardWriter
 
 TEXT = st.text(max_size=60)  # every character but half surrogates, which are no text
@@ -23,7 +26,12 @@ PAIRS = st.builds(
     positives=st.lists(PASSAGES, max_size=3).map(tuple),
     negatives=st.lists(PASSAGES, max_size=3).map(tuple),
     source=TEXT,
-    weight=st.floats(0.001, 1000),
+    weight=st.floats(0, 1000),
+)
+SCORED = st.builds(
+    lambda pair, scores: msgspec.structs.replace(pair, scores=tuple(scores[: len(pair.positives)])),
+    PAIRS,
+    st.lists(st.floats(0, 100), min_size=3, max_size=3),
 )
 KEY = st.from_regex(r"[a-z0-9é]{1,8}(/[a-z0-9_-]{1,150})?", fullmatch=True)
 MEMBERS = st.dictionaries(st.sampled_from(["json", "txt", "seg.png"]), st.binary(max_size=1500), min_size=1)
@@ -31,7 +39,7 @@ TARS = st.dictionaries(KEY, MEMBERS, min_size=1, max_size=6)
 
 
 @settings(max_examples=60, deadline=None)
-@given(pairs=st.lists(PAIRS, min_size=1, max_size=20), samples_per_shard=st.integers(1, 8), data=st.data())
+@given(pairs=st.lists(PAIRS | SCORED, min_size=1, max_size=20), samples_per_shard=st.integers(1, 8), data=st.data())
 def test_pairs_come_back(pairs: list[Pair], samples_per_shard: int, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "pairs"
@@ -56,7 +64,7 @@ def test_passages_come_back(passages: list[Passage], max_bytes: int) -> None:
                 writer.add(passage)
         dataset = CorpusDataset(folder)
         assert list(dataset) == passages
-        by_shard = [passage for shard in range(len(dataset.shard_paths)) for passage in dataset.iter_shard(shard)]
+        by_shard = [passage for shard in range(len(dataset.manifest.shards)) for passage in dataset.iter_shard(shard)]
         assert by_shard == passages
         assert dataset.passages(range(len(passages)))[::-1] == passages[::-1]
 
@@ -75,6 +83,10 @@ def test_any_tar_that_the_standard_library_writes_is_read(samples: dict, dialect
                     archive.addfile(info, io.BytesIO(payload))
         reader = ShardReader(path)
         assert {reader.key(row): reader.sample(row) for row in range(len(reader))} == samples
+        for begin, end in pairwise(reader.offsets.tolist()):
+            span = path.read_bytes()[begin:end]
+            quick = plain_json(span)
+            assert quick is None or {"json": quick} == read_span(span, path, begin)
 
 
 @settings(max_examples=40, deadline=None)

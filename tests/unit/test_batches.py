@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from data_shards.errors import ShardCorruptError, UserError
-from data_shards.order import GlobalOrder
+from data_shards.quarantine import Quarantine
 from data_shards.reader import PairDataset
 from data_shards.samples import Pair, Passage, text_hash
+from data_shards.shard_reader import ShardReader
 from data_shards.writer import ShardWriter
 from encoder.model import Encoder
 from tests.unit.tiny import pair, passage, write_pairs
@@ -33,7 +34,7 @@ def open_loader(
     dataset: PairDataset, encoder: Encoder, *, rank: int = 0, world: int = 1, **config: int
 ) -> BatchLoader:
     settings = BatchConfig(**{"batch_size": 4, **config})
-    order = GlobalOrder(dataset_id=dataset.dataset_id, samples=len(dataset), batch_size=settings.batch_size, seed=3)
+    order = dataset.order(batch_size=settings.batch_size, seed=3)
     return BatchLoader(dataset=dataset, order=order, encoder=encoder, config=settings, rank=rank, world=world)
 
 
@@ -70,7 +71,7 @@ def dataset(tmp_path: Path) -> PairDataset:
 def test_a_batch_is_a_pure_function_of_its_step(dataset: PairDataset, encoder: Encoder) -> None:
     loader = open_loader(dataset, encoder)
     in_order = list(loader.steps(0, 5, None))
-    alone = open_loader(PairDataset(dataset.folder), encoder).load(3, None)
+    alone = open_loader(PairDataset(Path(dataset.location)), encoder).load(3, None)
     assert [batch.step for batch in in_order] == [0, 1, 2, 3, 4]
     assert same(in_order[3], alone)
     assert not same(in_order[3], in_order[2])
@@ -80,7 +81,7 @@ def test_a_batch_is_a_pure_function_of_its_step(dataset: PairDataset, encoder: E
 def test_the_first_passages_are_the_queries_positives_in_their_order(dataset: PairDataset, encoder: Encoder) -> None:
     loader = open_loader(dataset, encoder)
     batch = loader.load(1, None)
-    order = GlobalOrder(dataset_id=dataset.dataset_id, samples=PAIRS, batch_size=4, seed=3)
+    order = dataset.order(batch_size=4, seed=3)
     numbers = order.batch(1).tolist()
     wanted = [pair(number) for number in numbers]
     assert texts(encoder, batch, "query") == [encoder_text(encoder, row.query) for row in wanted]
@@ -105,6 +106,20 @@ def test_labels_by_hand(tmp_path: Path, encoder: Encoder) -> None:
     assert batch.labels.weight_b.tolist()[1 - at] == 1.0
     assert batch.labels.positive_hash_bK.tolist()[at] == [text_hash("T a"), text_hash("b")]
     assert batch.labels.positive_hash_bK.tolist()[1 - at] == [text_hash("c"), text_hash("c")]
+
+
+def test_a_pair_counts_by_its_weight_times_the_score_of_the_positive_in_turn(
+    tmp_path: Path, encoder: Encoder
+) -> None:
+    two = (passage("a", "a"), passage("b", "b"))
+    rows = [pair(0, positives=two, weight=2.0, scores=(3.0, 0.25)), pair(1, positives=two[:1], weight=0.5)]
+    loader = open_loader(write_pairs(tmp_path / "pairs", rows), encoder, batch_size=2)
+    for step in range(4):
+        labels = loader.load(step, None).labels
+        scored = labels.query_hash_b.tolist().index(text_hash("query 0"))
+        assert labels.passage_hash_n.tolist()[scored] == text_hash("ab"[step % 2])
+        assert labels.weight_b.tolist()[scored] == [6.0, 0.5][step % 2]
+        assert labels.weight_b.tolist()[1 - scored] == 0.5
 
 
 def test_several_positives_take_turns(tmp_path: Path, encoder: Encoder) -> None:
@@ -137,7 +152,7 @@ def test_mined_negatives_are_looked_up_by_shard_and_row(dataset: PairDataset, en
     }
     del everything["train-000001", 2]
     batch = open_loader(dataset, encoder, batch_size=PAIRS).load(0, Mined(everything))
-    numbers = GlobalOrder(dataset_id=dataset.dataset_id, samples=PAIRS, batch_size=PAIRS, seed=3).batch(0).tolist()
+    numbers = dataset.order(batch_size=PAIRS, seed=3).batch(0).tolist()
     wanted = [text_hash(f"negative of {number}") for number in numbers if number != 6]
     assert batch.labels.passage_hash_n.tolist()[PAIRS:] == wanted
 
@@ -184,11 +199,76 @@ def test_leaving_early_ends_the_thread(dataset: PairDataset, encoder: Encoder) -
 
 def test_what_the_reading_thread_raises_is_raised_here(dataset: PairDataset, encoder: Encoder) -> None:
     """A shard is damaged after the second step was read."""
-    shard = dataset.folder / "train-000001.tar"
+    shard = Path(dataset.location) / "train-000001.tar"
     shard.write_bytes(bytes(shard.stat().st_size))
     with pytest.raises(ShardCorruptError, match=r"train-000001\.tar at byte"):
         list(open_loader(dataset, encoder).steps(0, 3, None))
     assert reading_threads() == []
+
+
+def test_damaged_pairs_are_left_out_and_counted(dataset: PairDataset, encoder: Encoder, tmp_path: Path) -> None:
+    """Of twelve pairs two are damaged: each time they come up the batch is short, and all else is as it was.
+
+    Mined negatives still go with their own samples.
+    """
+    for shard, row in ((0, 1), (2, 3)):
+        flip_payload(Path(dataset.location) / f"train-00000{shard}.tar", row)
+    quarantine = Quarantine(tmp_path / "q.jsonl")
+    damaged = PairDataset(dataset.location, quarantine=quarantine)
+    mined = Mined(
+        {
+            (stem, row): [passage("n", f"negative of {4 * shard + row}")]
+            for shard, stem in enumerate(dataset.shard_stems)
+            for row in range(4)
+        }
+    )
+    order = dataset.order(batch_size=4, seed=3)
+    loader = open_loader(damaged, encoder)
+    skipped = 0
+    for batch in loader.steps(0, 6, mined):
+        numbers = [number for number in order.batch(batch.step).tolist() if number not in (1, 11)]
+        assert batch.labels.query_hash_b.tolist() == [text_hash(f"query {number}") for number in numbers]
+        wanted = [*(f"passage p{number}" for number in numbers), *(f"negative of {number}" for number in numbers)]
+        assert batch.labels.passage_hash_n.tolist() == [text_hash(text) for text in wanted]
+        assert batch.skipped == 4 - len(numbers)
+        skipped += batch.skipped
+    assert skipped == 4, "two epochs"
+    assert quarantine.places == 2
+
+
+@pytest.mark.parametrize("world", [1, 4])
+def test_where_all_of_a_rank_s_part_is_lost_another_part_stands_in(
+    dataset: PairDataset, encoder: Encoder, tmp_path: Path, world: int
+) -> None:
+    """One shard of three is missing. A rank that came with nothing would leave the others hanging."""
+    (Path(dataset.location) / "train-000001.tar").unlink()
+    damaged = PairDataset(dataset.location, quarantine=Quarantine(tmp_path / "q.jsonl"))
+    lost = [text_hash(f"query {number}") for number in range(4, 8)]
+    skipped = 0
+    for rank in range(world):
+        loader = open_loader(damaged, encoder, rank=rank, world=world)
+        for step in range(6):
+            batch = loader.load(step, None)
+            assert len(batch.labels.query_hash_b) > 0
+            assert not set(batch.labels.query_hash_b.tolist()) & set(lost)
+            assert same(batch, loader.load(step, None)), "a pure function of the step all the same"
+            skipped += batch.skipped
+    assert skipped == 8, "four in each of two epochs"
+
+
+def test_where_everything_is_lost_the_run_ends(dataset: PairDataset, encoder: Encoder, tmp_path: Path) -> None:
+    for shard in Path(dataset.location).glob("*.tar"):
+        shard.unlink()
+    damaged = PairDataset(dataset.location, quarantine=Quarantine(tmp_path / "q.jsonl"))
+    with pytest.raises(UserError, match="^all 4 pairs of rank 0 at step 2 are damaged in .*; copy the dataset again"):
+        open_loader(damaged, encoder).load(2, None)
+
+
+def flip_payload(path: Path, row: int) -> None:
+    """Flip a bit of a sample's payload."""
+    content = bytearray(path.read_bytes())
+    content[int(ShardReader(path).offsets[row]) + 520] ^= 1
+    path.write_bytes(content)
 
 
 def test_ranks_that_do_not_divide_the_batch_are_refused_at_once(dataset: PairDataset, encoder: Encoder) -> None:
@@ -204,13 +284,14 @@ def test_counts_below_one_are_refused(name: str) -> None:
         BatchConfig(hard_negatives=-1)
 
 
-def test_a_pair_without_positives_is_refused_by_name(tmp_path: Path, encoder: Encoder) -> None:
+@pytest.mark.parametrize("query_id", ["q7", ""])
+def test_a_pair_without_positives_is_refused_by_name(tmp_path: Path, encoder: Encoder, query_id: str) -> None:
     with ShardWriter(tmp_path / "bare", "pairs", name="train") as writer:
-        writer.add(Pair(query_id="q7", query="which one", positives=()))
+        writer.add(Pair(query_id=query_id, query="which one", positives=()))
     dataset = PairDataset(tmp_path / "bare")
-    order = GlobalOrder(dataset_id=dataset.dataset_id, samples=1, batch_size=1, seed=0)
+    order = dataset.order(batch_size=1, seed=0)
     loader = BatchLoader(
         dataset=dataset, order=order, encoder=encoder, config=BatchConfig(batch_size=1), rank=0, world=1
     )
-    with pytest.raises(UserError, match="^query q7 in .* has no positive passage; import the pairs anew$"):
+    with pytest.raises(UserError, match=f"^query {query_id} in .* has no positive passage; import the pairs anew$"):
         loader.load(0, None)

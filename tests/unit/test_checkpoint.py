@@ -24,7 +24,14 @@ from train.engine import Engine, EngineConfig, start_engine
 from train.schedule import OptimizerConfig
 
 STATE = TrainState(
-    step=0, engine="ddp", world_size=1, dataset_id="sha256:a", batch_size=6, seed=0, negatives_version=0
+    step=0,
+    engine="ddp",
+    world_size=1,
+    dataset_id="sha256:a",
+    batch_size=6,
+    seed=0,
+    order="5eed",
+    negatives_version=0,
 )
 
 
@@ -190,7 +197,14 @@ def test_nothing_executes_a_pickle_in_a_checkpoint_is_refused(snapshot: Path, tm
     assert (tmp_path / "executed").exists(), "the bomb is a dud"
 
 
-FITS: dict[str, Any] = {"engine": "ddp", "world_size": 1, "dataset_id": "sha256:a", "batch_size": 6, "seed": 0}
+FITS: dict[str, Any] = {
+    "engine": "ddp",
+    "world_size": 1,
+    "dataset_id": "sha256:a",
+    "batch_size": 6,
+    "seed": 0,
+    "order": "5eed",
+}
 
 
 @pytest.mark.parametrize(
@@ -199,6 +213,10 @@ FITS: dict[str, Any] = {"engine": "ddp", "world_size": 1, "dataset_id": "sha256:
         ({"dataset_id": "sha256:b"}, "was written with dataset_id sha256:a, this run has sha256:b; set it back, or"),
         ({"batch_size": 8}, "was written with batch_size 6, this run has 8"),
         ({"seed": 1}, "was written with seed 0, this run has 1"),
+        (
+            {"order": "0dd"},
+            r"under another global order: the \[order\] section, data\.weights or .*; set them back, or",
+        ),
         ({"engine": "zero2"}, "was written with engine ddp, this run has zero2"),
     ],
 )

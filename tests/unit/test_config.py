@@ -11,7 +11,10 @@ from data_shards.errors import UserError
 from encoder.model import EncoderSettings
 from launch.config import EncoderSection, RunConfig, load_config, to_toml
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+# All but the one that configures an import.
+CONFIGS = sorted(
+    path for path in (Path(__file__).parents[2] / "configs").glob("*.toml") if path.name != "import.toml"
+)
 
 
 @pytest.fixture
@@ -53,7 +56,9 @@ def test_the_file_takes_the_place_of_defaults_and_overrides_that_of_the_file(tom
         ("--encoder.query_prompt=", {"encoder": {"query_prompt": ""}}),
         ("--encoder.query_prompt=a = b --c.d=e", {"encoder": {"query_prompt": "a = b --c.d=e"}}),
         ("--encoder.max_tokens=64", {"encoder": {"max_tokens": 64}}),
-        ("--data.pairs=/data/some-where/with_both", {"data": {"pairs": "/data/some-where/with_both"}}),
+        ("--data.pairs=/data/some-where/with_both", {"data": {"pairs": ("/data/some-where/with_both",)}}),
+        ("--data.pairs=a, b", {"data": {"pairs": ("a", "b")}}),
+        ('--data.pairs=["a, b"]', {"data": {"pairs": ("a, b",)}}),
     ],
 )
 def test_overrides_by_hand(override: str, wanted: dict[str, dict[str, object]]) -> None:
@@ -73,7 +78,7 @@ def test_the_last_of_two_overrides_counts() -> None:
         ("[batch]\nbatch_sise = 4", r"there is no key batch\.batch_sise; did you mean batch\.batch_size\?$"),
         ("[bach]\nbatch_size = 4", r"there is no key bach\.batch_size; did you mean batch\.batch_size\?$"),
         ("[optimizer]\ntemperature = 1", r"no key optimizer\.temperature; did you mean loss\.temperature\?$"),
-        ("[zz]\nqq = 1", r"there is no key zz\.qq; sections are run, data, encoder, scratch, "),
+        ("[zz]\nqq = 1", r"there is no key zz\.qq; sections are run, data, order, cache, encoder, "),
         ("seed = 4", r"seed stands outside of a \[section\]; did you mean run\.seed or mining\.seed\?$"),
         ("[run\nseed = 4", r" is not valid TOML: .*line 1"),
     ],

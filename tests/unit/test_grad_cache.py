@@ -72,7 +72,9 @@ def make_batch(encoder: Encoder, tokens_per_chunk: int, step: int = 3) -> StepBa
         passage_hash_n=torch.tensor([text_hash(text) for text in PASSAGES]),
         weight_b=torch.arange(1.0, 1 + len(queries)),
     )
-    return StepBatch(step=step, queries=made[0], passages=made[1], labels=labels, tokens=0, padded_tokens=0)
+    return StepBatch(
+        step=step, queries=made[0], passages=made[1], labels=labels, skipped=0, tokens=0, padded_tokens=0
+    )
 
 
 def gradients(
@@ -140,7 +142,13 @@ def test_dropout_differs_between_seeds_steps_and_chunks() -> None:
     assert len(losses) == 4
     twice = make_batch(encoder, 1000)
     twice = StepBatch(
-        step=0, queries=twice.queries, passages=twice.queries, labels=twice.labels, tokens=0, padded_tokens=0
+        step=0,
+        queries=twice.queries,
+        passages=twice.queries,
+        labels=twice.labels,
+        skipped=0,
+        tokens=0,
+        padded_tokens=0,
     )
     backend = BareBackend(encoder)
     seen: list[Tensor] = []

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-from collections import Counter
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import pyarrow.parquet
 import pytest
 
 from data_shards.atomic import sha256_file
+from data_shards.columns import Columns
 from data_shards.errors import UserError
-from data_shards.importers import ImportConfig, corpus_from, import_corpus, import_pairs, pairs_from
-from data_shards.manifest import Manifest
+from data_shards.import_config import ImportConfig, InputConfig, OutputConfig
+from data_shards.importers import ImportTools, import_dataset
+from data_shards.manifest import Kind, Manifest
 from data_shards.reader import CorpusDataset, PairDataset
 from data_shards.samples import Pair, Passage
+from tests.unit.import_helpers import jsonl, write_rows
 
 ROWS = [
     {"query": "how to list files", "positive": "ls lists files"},
@@ -25,9 +29,19 @@ ROWS = [
 ]
 
 
-def jsonl(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+def imported(
+    kind: Kind, inputs: Sequence[Path], config: ImportConfig | None = None
+) -> tuple[list[Any], dict[str, int]]:
+    """Return the samples and the report of an import."""
+    with tempfile.TemporaryDirectory() as place:
+        out = Path(place) / "out"
+        report = import_dataset(kind, inputs, out, config).report
+        assert [path.name for path in Path(place).iterdir()] == ["out"]
+        return list(PairDataset(out) if kind == "pairs" else CorpusDataset(out)), report
+
+
+def pairs_from(inputs: Sequence[Path], config: ImportConfig | None = None) -> list[Pair]:
+    return imported("pairs", inputs, config)[0]
 
 
 def texts(pairs: list[Pair]) -> list[tuple[str, list[str], list[str]]]:
@@ -35,46 +49,6 @@ def texts(pairs: list[Pair]) -> list[tuple[str, list[str], list[str]]]:
 
 
 PLAIN = [("how to list files", ["ls lists files"], []), ("change folder", ["cd moves"], [])]
-
-
-def saved_dataset(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Lay out a folder as `datasets.Dataset.save_to_disk` does."""
-    folder.mkdir(parents=True)
-    table = pa.Table.from_pylist(rows)
-    with (
-        pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as sink,
-        pa.ipc.new_stream(sink, table.schema) as out,
-    ):
-        out.write_table(table)
-    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
-    (folder / "dataset_info.json").write_text("{}")
-
-
-def write_as(kind: str, folder: Path) -> Path:
-    path = folder / f"in.{kind}"
-    if kind in ("jsonl", "ndjson"):
-        jsonl(path, ROWS)
-    elif kind == "jsonl.gz":
-        with gzip.open(path, "wt") as file:
-            file.write("\n\n".join(json.dumps(row) for row in ROWS))
-    elif kind in ("tsv", "csv"):
-        mark = "\t" if kind == "tsv" else ","
-        lines = [list(ROWS[0]), *(list(row.values()) for row in ROWS)]
-        path.write_text("\ufeff" + "".join(mark.join(line) + "\r\n" for line in lines), newline="")
-    elif kind == "parquet":
-        pa.parquet.write_table(pa.Table.from_pylist(ROWS), path)
-    elif kind == "saved":
-        saved_dataset(path, ROWS)
-    elif kind == "saved_splits":
-        saved_dataset(path / "train", ROWS)
-        saved_dataset(path / "test", ROWS[:1])
-        (path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
-    return path
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "ndjson", "jsonl.gz", "tsv", "csv", "parquet", "saved", "saved_splits"])
-def test_every_kind_of_file_gives_the_same_pairs(tmp_path: Path, kind: str) -> None:
-    assert texts(list(pairs_from([write_as(kind, tmp_path)]))) == PLAIN
 
 
 @pytest.mark.parametrize(
@@ -95,7 +69,7 @@ def test_every_kind_of_file_gives_the_same_pairs(tmp_path: Path, kind: str) -> N
     ],
 )
 def test_the_forms_of_the_field_are_read(tmp_path: Path, row: dict[str, Any]) -> None:
-    assert texts(list(pairs_from([jsonl(tmp_path / "in.jsonl", [row])]))) == [("q", ["a", "b"], ["n"])]
+    assert texts(pairs_from([jsonl(tmp_path / "in.jsonl", [row])])) == [("q", ["a", "b"], ["n"])]
 
 
 def test_our_own_samples_come_back(tmp_path: Path) -> None:
@@ -109,13 +83,13 @@ def test_our_own_samples_come_back(tmp_path: Path) -> None:
     )
     path = tmp_path / "in.jsonl"
     path.write_bytes(pair.to_json())
-    assert list(pairs_from([path])) == [pair]
+    assert (pairs_from([path])) == [pair]
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "in.jsonl", [{"q": "a", "query": "no", "yes": "b", "no": "c"}])
-    config = ImportConfig(query_column="q", positive_column="yes", negative_column="no")
-    assert texts(list(pairs_from([path], config))) == [("a", ["b"], ["c"])]
+    config = ImportConfig(columns=Columns(query="q", positive="yes", negative="no"))
+    assert texts(pairs_from([path], config)) == [("a", ["b"], ["c"])]
 
 
 def test_made_up_ids_depend_on_the_text_alone(tmp_path: Path) -> None:
@@ -128,8 +102,8 @@ def test_made_up_ids_depend_on_the_text_alone(tmp_path: Path) -> None:
 def test_tsv_takes_quotes_as_they_are_and_csv_as_csv(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text('query\tpositive\nsay "hi\tit\'s "fine\n')
     (tmp_path / "b.csv").write_bytes(b'query,positive\r\n"one, two","line\r\nbreak ""quoted"""\r\n')
-    assert texts(list(pairs_from([tmp_path / "a.tsv"]))) == [('say "hi', ["it's \"fine"], [])]
-    assert texts(list(pairs_from([tmp_path / "b.csv"]))) == [("one, two", ['line\r\nbreak "quoted"'], [])]
+    assert texts(pairs_from([tmp_path / "a.tsv"])) == [('say "hi', ["it's \"fine"], [])]
+    assert texts(pairs_from([tmp_path / "b.csv"])) == [("one, two", ['line\nbreak "quoted"'], [])]
 
 
 # --- cleaning ------------------------------------------------------------------------------------------------
@@ -146,8 +120,7 @@ def test_blanks_and_repetitions_are_dropped_and_counted(tmp_path: Path) -> None:
         {"query": "q", "positive": ["a", "b", "b"]},
         {"query": "r", "positive": "a", "negative": ["", "A ", "n"]},
     ]
-    report: Counter[str] = Counter()
-    kept = list(pairs_from([jsonl(tmp_path / "in.jsonl", rows)], report=report))
+    kept, report = imported("pairs", [jsonl(tmp_path / "in.jsonl", rows)])
     assert texts(kept) == [("q", ["a"], []), ("q", ["b"], []), ("r", ["a"], ["n"])]
     assert report == {
         "pairs_read": 8,
@@ -158,12 +131,13 @@ def test_blanks_and_repetitions_are_dropped_and_counted(tmp_path: Path) -> None:
         "pair_without_positive": 3,
         "blank_negative": 1,
         "negative_is_positive": 1,
+        "whitespace": 3,
     }
 
 
 def test_repetitions_are_found_across_files(tmp_path: Path) -> None:
     inputs = [jsonl(tmp_path / "one.jsonl", ROWS), jsonl(tmp_path / "two.jsonl", ROWS[::-1])]
-    kept = list(pairs_from(inputs))
+    kept = pairs_from(inputs)
     assert texts(kept) == PLAIN
     assert {pair.source for pair in kept} == {"one"}
 
@@ -171,7 +145,7 @@ def test_repetitions_are_found_across_files(tmp_path: Path) -> None:
 def test_only_exact_repetitions_are_dropped(tmp_path: Path) -> None:
     """Where texts meet must not matter, nor is what differs in case the same here."""
     rows = [{"query": "ab", "positive": "c"}, {"query": "a", "positive": "bc"}, {"query": "AB", "positive": "c"}]
-    assert len(list(pairs_from([jsonl(tmp_path / "in.jsonl", rows)]))) == 3
+    assert len(pairs_from([jsonl(tmp_path / "in.jsonl", rows)])) == 3
 
 
 @pytest.fixture
@@ -188,8 +162,7 @@ def beir(tmp_path: Path) -> Path:
 
 
 def test_a_beir_folder_gives_a_pair_per_query(beir: Path) -> None:
-    report: Counter[str] = Counter()
-    pairs = list(pairs_from([beir], report=report))
+    pairs, report = imported("pairs", [beir])
     assert [(pair.query_id, [passage.id for passage in pair.positives]) for pair in pairs] == [
         ("q0", ["d0", "d2"]),
         ("q1", ["d1"]),
@@ -197,11 +170,11 @@ def test_a_beir_folder_gives_a_pair_per_query(beir: Path) -> None:
     assert pairs[0].positives[1] == Passage(id="d2", title="T2", text="text 2")
     assert pairs[0].source == "tiny"
     assert report["query_not_in_queries"] == report["positive_not_in_corpus"] == report["pair_without_positive"] == 1
-    assert [pair.query_id for pair in pairs_from([beir], ImportConfig(split="test"))] == ["q2"]
+    assert [pair.query_id for pair in pairs_from([beir], ImportConfig(input=InputConfig(split="test")))] == ["q2"]
 
 
 def test_a_beir_folder_gives_a_corpus(beir: Path) -> None:
-    assert [passage.id for passage in corpus_from([beir])] == ["d0", "d1", "d2", "d3", "d4"]
+    assert [passage.id for passage in imported("corpus", [beir])[0]] == ["d0", "d1", "d2", "d3", "d4"]
 
 
 def test_a_corpus_has_each_id_once(tmp_path: Path) -> None:
@@ -214,17 +187,22 @@ def test_a_corpus_has_each_id_once(tmp_path: Path) -> None:
         {"text": "no id"},
         {"pid": "4", "text": "a"},
     ]
-    report: Counter[str] = Counter()
-    kept = list(corpus_from([jsonl(tmp_path / "in.jsonl", rows)], report=report))
+    kept, report = imported("corpus", [jsonl(tmp_path / "in.jsonl", rows)])
     assert [(passage.id, passage.title, passage.text) for passage in kept[:2]] == [("1", "", "a"), ("2", "T", "b")]
     assert [passage.text for passage in kept[2:]] == ["no id", "a"]
-    assert report == {"passages_read": 7, "passages_kept": 4, "blank_passage": 1, "repeated_passage": 2}
+    assert report == {
+        "passages_read": 7,
+        "passages_kept": 4,
+        "blank_passage": 1,
+        "repeated_passage": 2,
+        "whitespace": 1,
+    }
 
 
 def test_one_id_for_two_passages_is_refused(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "in.jsonl", [{"id": "1", "text": "a"}, {"id": "1", "text": "b"}])
     with pytest.raises(UserError, match=r"in\.jsonl: two different passages have the id '1'; ids must be unique"):
-        list(corpus_from([path]))
+        imported("corpus", [path])
 
 
 # --- mistakes ------------------------------------------------------------------------------------------------
@@ -235,14 +213,14 @@ def test_one_id_for_two_passages_is_refused(tmp_path: Path) -> None:
     [
         ('{"query": "q"', r"line 2: not JSON \(.* at column 14\)"),
         ('["q", "p"]', "line 2: wanted a JSON object, came list"),
-        ('{"positive": "p"}', "line 2: no query .*there are: positive; name its column with --query-column"),
-        ('{"query": "q", "other": 1}', "line 2: no positive .*there are: query, other; .* --positive-column"),
+        ('{"positive": "p"}', "line 2: no query .*there are: positive; name its column with --columns.query"),
+        ('{"query": "q", "other": 1}', "line 2: no positive .*there are: query, other; .* --columns.positive"),
         ('{"query": 5, "positive": "p"}', "line 2: the query is of type int, wanted text"),
         ('{"query": "q", "positive": 5}', "line 2: a passage is of type int, wanted text"),
         ('{"query": "q", "positive": {"id": 1}}', r"line 2: a passage has no text \(looked for text.*there are: id"),
         ('{"query": "q", "positive": {"text": ["x"]}}', "line 2: a passage's title or text is not text"),
         ('{"query": "q", "positive": "p", "weight": "much"}', "line 2: weight 'much' is no number"),
-        ('{"query": "q", "positive": "p", "weight": -1}', "line 2: weight -1 is not above 0 and finite"),
+        ('{"query": "q", "positive": "p", "weight": -1}', "line 2: weight -1 is below 0"),
         ('{"query": "q\\uD83D", "positive": "p"}', "line 2: it holds half a surrogate pair"),
     ],
 )
@@ -250,70 +228,77 @@ def test_a_bad_row_is_named(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "in.jsonl"
     path.write_text(json.dumps(ROWS[0]) + "\n" + line + "\n")
     with pytest.raises(UserError, match=rf"in\.jsonl, {message}"):
-        list(pairs_from([path]))
+        (pairs_from([path]))
 
 
 def test_whole_surrogate_pairs_are_text(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"query": "\\ud83d\\ude00", "positive": "p"}')
-    assert next(pairs_from([tmp_path / "in.jsonl"])).query == "😀"
+    assert pairs_from([tmp_path / "in.jsonl"])[0].query == "😀"
 
 
 def test_a_bad_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text("query\tpositive\nq\tp\nq\tp\tmore\n")
     with pytest.raises(UserError, match=r"a\.tsv, line 3: 3 columns, the header line has 2"):
-        list(pairs_from([tmp_path / "a.tsv"]))
+        (pairs_from([tmp_path / "a.tsv"]))
     (tmp_path / "b.csv").write_text('query,positive\nq,"never closed\n')
     with pytest.raises(UserError, match=r"b\.csv, line 2: malformed table"):
-        list(pairs_from([tmp_path / "b.csv"]))
+        (pairs_from([tmp_path / "b.csv"]))
 
 
 def test_a_bad_row_of_a_parquet_file_is_named(tmp_path: Path) -> None:
     pa.parquet.write_table(pa.table({"query": ["q", "r"], "positive": [[1], [2]]}), tmp_path / "in.parquet")
     with pytest.raises(UserError, match=r"in\.parquet, row 1: a passage is of type int"):
-        list(pairs_from([tmp_path / "in.parquet"]))
+        (pairs_from([tmp_path / "in.parquet"]))
     (tmp_path / "in.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(UserError, match=r"in\.parquet is no readable Parquet file"):
-        list(pairs_from([tmp_path / "in.parquet"]))
+        (pairs_from([tmp_path / "in.parquet"]))
 
 
 def test_inputs_that_are_not_there_or_unknown_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"input .*none\.jsonl does not exist"):
-        list(pairs_from([tmp_path / "none.jsonl"]))
+        (pairs_from([tmp_path / "none.jsonl"]))
     (tmp_path / "in.docx").touch()
     with pytest.raises(UserError, match=r"in\.docx is of no known kind; wanted \.jsonl, \.tsv, \.csv"):
-        list(pairs_from([tmp_path / "in.docx"]))
-    with pytest.raises(UserError, match="neither a BEIR folder nor a dataset saved with save_to_disk"):
-        list(pairs_from([tmp_path]))
+        (pairs_from([tmp_path / "in.docx"]))
+    with pytest.raises(UserError, match="holds no data; wanted a BEIR folder, shards, or files: "):
+        (pairs_from([tmp_path]))
     with pytest.raises(UserError, match="has no split 'dev'; there are: train, test"):
-        list(pairs_from([write_as("saved_splits", tmp_path)], ImportConfig(split="dev")))
+        (pairs_from([write_rows(tmp_path / "in.splits", ROWS)], ImportConfig(input=InputConfig(split="dev"))))
 
 
 def test_nothing_left_is_a_mistake_and_leaves_nothing(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "in.jsonl", [{"query": "", "positive": "a"}])
     with pytest.raises(UserError, match=r"nothing is left of .*in\.jsonl \(blank_query 1, pairs_read 1\)"):
-        import_pairs([path], tmp_path / "out")
+        import_dataset("pairs", [path], tmp_path / "out")
     path.write_text("")
     with pytest.raises(UserError, match=r"nothing is left of .*in\.jsonl \(they are empty\)"):
-        import_corpus([path], tmp_path / "out")
+        import_dataset("corpus", [path], tmp_path / "out")
     with pytest.raises(UserError, match="no input was given"):
-        import_pairs([], tmp_path / "out")
+        import_dataset("pairs", [], tmp_path / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(UserError, match="samples_per_shard 0, max_shard_bytes 268435456: both must be at least 1"):
-        ImportConfig(samples_per_shard=0)
-    with pytest.raises(UserError, match="weight 0 must be above 0"):
-        ImportConfig(weight=0)
+    with pytest.raises(UserError, match="samples_per_shard 0, max_shard_mib 256: both must be at least 1"):
+        OutputConfig(samples_per_shard=0)
+    with pytest.raises(UserError, match=r"output\.weight 0 must be above 0"):
+        OutputConfig(weight=0)
+    with pytest.raises(UserError, match=r"input\.part_mib must be at least 1, came 0"):
+        InputConfig(part_mib=0)
 
 
 # --- whole datasets ------------------------------------------------------------------------------------------
 
 
 def test_an_import_says_where_it_came_from(beir: Path, tmp_path: Path) -> None:
-    config = ImportConfig(samples_per_shard=1, licence="CC0", weight=2.0)
-    seen: list[tuple[int, int]] = []
-    manifest = import_pairs([beir], tmp_path / "out", config, lambda done, total: seen.append((done, total)))
+    config = ImportConfig(output=OutputConfig(samples_per_shard=1, licence="CC0", weight=2.0, source_version="v3"))
+    seen: dict[str, tuple[int, int]] = {}
+
+    @contextmanager
+    def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+        yield lambda done, total: seen.__setitem__(label, (done, total))
+
+    manifest = import_dataset("pairs", [beir], tmp_path / "out", config, ImportTools(progress=progress))
     assert manifest == Manifest.load(tmp_path / "out")
     assert (manifest.kind, manifest.samples, len(manifest.shards)) == ("pairs", 2, 2)
     assert (manifest.source, manifest.licence, manifest.weight) == ("tiny", "CC0", 2.0)
@@ -323,13 +308,18 @@ def test_an_import_says_where_it_came_from(beir: Path, tmp_path: Path) -> None:
     assert manifest.made_by["inputs"] == wanted
     assert manifest.made_by["settings"]["split"] == "train"
     assert str(tmp_path) not in (tmp_path / "out" / "manifest.json").read_text()
-    assert seen[-1] == (2, 2)
+    assert seen == {
+        "checking inputs": (3, 3),
+        "reading and cleaning parts": (1, 1),
+        "looking for repetitions": (1, 1),
+        "writing shards": (2, 2),
+    }
     assert len(PairDataset(tmp_path / "out")) == 2
 
 
 def test_two_imports_are_the_same_bytes(beir: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        import_corpus([beir], tmp_path / name)
+        import_dataset("corpus", [beir], tmp_path / name)
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
     assert [passage.id for passage in CorpusDataset(tmp_path / "one")] == ["d0", "d1", "d2", "d3", "d4"]

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import torch
 from safetensors.torch import load_file
 
 from data_shards.atomic import read_json, write_json
+from data_shards.errors import ShardCorruptError, UserError
 from data_shards.negatives import MinedNegative, NegativesManifest, NegativesRow, write_negatives
 from data_shards.reader import PairDataset
-from launch.config import load_config
+from data_shards.shard_reader import ShardReader
+from launch.config import load_config, to_toml
 from launch.runs import load_job, prepare_run
 from tests.unit.tiny import TEXTS, pair, passage, write_corpus, write_pairs
 from train import loop
@@ -215,3 +218,56 @@ def test_what_is_no_number_ends_the_run_and_no_later_checkpoint_is_written(
     with pytest.raises(TrainingDivergedError, match=message):
         train(load_job(run))
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-0000001", "step-0000002"]
+
+
+def damage_pair(run: RunFolder, prepared: RunFolder, tmp_path: Path, **settings: str) -> RunFolder:
+    """Have the run read a copy of its pairs with a flipped bit in pair 6."""
+    shutil.copytree(prepared.root.parent / "pairs", tmp_path / "pairs")
+    path = tmp_path / "pairs" / "train-000001.tar"
+    content = bytearray(path.read_bytes())
+    content[int(ShardReader(path).offsets[2]) + 520] ^= 1
+    path.write_bytes(content)
+    config = load_config(run.config, [f"--data.pairs={tmp_path / 'pairs'}", *settings.values()])
+    run.config.write_text(to_toml(config))
+    return run
+
+
+def test_a_damaged_pair_ends_the_run_by_default(run: RunFolder, prepared: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(ShardCorruptError, match=r"train-000001\.tar at byte 2048: the sample's bytes do not match"):
+        train(load_job(damage_pair(run, prepared, tmp_path)))
+    assert not run.quarantine("rank-00000").exists()
+
+
+def test_a_damaged_pair_in_quarantine_is_skipped_counted_and_written_down(
+    run: RunFolder, prepared: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two epochs meet it twice, the file names it once, also where the run is stopped and resumed in between."""
+    damage_pair(run, prepared, tmp_path, on_error="--data.on_error=quarantine")
+    with monkeypatch.context() as patch:
+        stop_after(patch, run, 4)
+        assert train(load_job(run)) == EXIT_STOPPED
+    assert train(load_job(run)) == 0
+    skipped = values(run, "step", "skipped")
+    assert (len(skipped), sum(skipped)) == (STEPS, 2)
+    (line,) = run.quarantine("rank-00000").read_text().splitlines()
+    found = json.loads(line)
+    assert (Path(found["shard"]).name, found["row"], found["offset"]) == ("train-000001.tar", 2, 2048)
+
+
+def test_what_is_skipped_between_two_lines_of_the_log_is_counted_too(
+    run: RunFolder, prepared: RunFolder, tmp_path: Path
+) -> None:
+    damage_pair(run, prepared, tmp_path, on_error="--data.on_error=quarantine", log="--tracker.log_every_steps=5")
+    assert train(load_job(run)) == 0
+    assert [row["step"] for row in read_metrics(run.metrics) if row["event"] == "step"] == [0, 5]
+    assert sum(values(run, "step", "skipped")) == 2
+
+
+def test_another_order_is_not_resumed(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the weight in a manifest was changed: the dataset's id says nothing of it."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, run, 2)
+        train(load_job(run))
+    job = load_job(run)
+    with pytest.raises(UserError, match="the checkpoint was written under another global order"):
+        train(replace(job, order=replace(job.order, lanes=1)))

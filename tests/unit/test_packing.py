@@ -7,13 +7,23 @@ import pytest
 from data_shards.packing import chunks_by_tokens
 
 
-def cut(lengths: list[int], budget: int) -> list[list[int]]:
-    return [chunk.tolist() for chunk in chunks_by_tokens(lengths, budget)]
+def cut(lengths: list[int], budget: int, chunk_cost: int = 0) -> list[list[int]]:
+    return [chunk.tolist() for chunk in chunks_by_tokens(lengths, budget, chunk_cost)]
 
 
-def test_chunks_by_hand() -> None:
-    """Longest first. Of 9 tokens one row fits into 10; of 4 two (4 and 3, padded to 4); then what is left."""
-    assert cut([3, 9, 1, 4], 10) == [[1], [3, 0], [2]]
+def test_without_a_cost_nothing_is_padded() -> None:
+    assert cut([3, 9, 1, 4, 4], 10) == [[1], [3, 4], [0], [2]]
+
+
+def test_padding_is_weighed_against_chunks() -> None:
+    """9 | 4 3 | 1 costs 9 + 8 + 1 and three chunks; 9 | 4 | 3 | 1 costs 1 less and a chunk more."""
+    assert cut([3, 9, 1, 4], 10, chunk_cost=2) == [[1], [3, 0], [2]]
+    assert cut([3, 9, 1, 4], 12, chunk_cost=9) == [[1], [3, 0, 2]]
+
+
+def test_the_cheapest_cut_is_not_the_greedy_one() -> None:
+    """Filling up gives 10 10 10 2 | 2 2 2, padded to 46; cutting where the lengths fall gives 36."""
+    assert cut([10, 10, 10, 2, 2, 2, 2], 40, chunk_cost=5) == [[0, 1, 2], [3, 4, 5, 6]]
 
 
 def test_a_text_longer_than_the_budget_stands_alone() -> None:

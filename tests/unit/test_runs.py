@@ -76,13 +76,14 @@ def test_relative_paths_become_absolute_so_that_ranks_may_stand_elsewhere(
     monkeypatch.chdir(data)
     run = prepare_run(change(config, "--data.pairs=pairs", "--data.corpus=corpus"), resume=False)
     found = load_config(run.config).data
-    assert (found.pairs, found.corpus) == (str(data / "pairs"), str(data / "corpus"))
+    assert (found.pairs, found.corpus) == ((str(data / "pairs"),), str(data / "corpus"))
 
 
 def test_the_job_of_a_rank_comes_from_the_folder_alone(config: RunConfig) -> None:
     run = prepare_run(config, resume=False)
     job = load_job(RunFolder(run.root))
-    assert (job.data, job.seed) == (Path(config.data.pairs), config.run.seed)
+    assert (job.data, job.order, job.seed) == (config.pair_source, config.order, config.run.seed)
+    assert job.data.locations == config.data.pairs
     assert (job.batch, job.loss, job.train) == (config.batch, config.loss, config.train)
     assert job.run_id == json.loads(run.identity.read_text())["run_id"]
     assert job.resolved == dataclasses.asdict(config)

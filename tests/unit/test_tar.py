@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zlib
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_shards.errors import ShardCorruptError
-from data_shards.sidecar import load_sidecar, save_sidecar, sidecar_path
-from data_shards.tar import TarWriter, plain_sizes, read_span, scan_offsets, span_key, split_name, write_tar
+from data_shards.sidecar import load_crcs, load_offsets, save_sidecar, sidecar_path
+from data_shards.tar import TarWriter, plain_json, read_span, scan_offsets, span_key, split_name, write_tar
 
 MEMBERS = [("a.json", b'{"n":1}'), ("b.json", b"x" * 512), ("c.json", b""), ("d.json", b"y" * 513)]
 STARTS = [0, 1024, 2048, 2560]  # one header each, and 1, 1, 0 and 2 blocks of payload
@@ -36,6 +39,11 @@ def renamed(name: str, size: int = 0) -> bytes:
     info = tarfile.TarInfo(name)
     info.size = size
     return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def member(name: str, payload: bytes) -> bytes:
+    """Return one member, header and padding included."""
+    return renamed(name, len(payload)) + payload + bytes(-len(payload) % 512)
 
 
 def test_a_sample_costs_one_header(shard: Path) -> None:
@@ -185,30 +193,38 @@ def test_unsafe_or_nameless_members_are_not_written(name: str) -> None:
         TarWriter(io.BytesIO()).add(name, b"")
 
 
-def test_many_headers_are_verified_at_once(shard: Path) -> None:
-    archive = shard.read_bytes()
-    starts, ends = np.array(STARTS), np.array([*STARTS[1:], END])
-    assert plain_sizes(archive[:END], starts, ends).tolist() == [7, 512, 0, 513]
+def test_a_plain_sample_needs_no_parsing() -> None:
+    assert plain_json(member("a.json", b"{}")) == b"{}"
+    assert plain_json(member("a.json", bytes(512))) == bytes(512)
+    assert plain_json(member("a.json", b"")) == b""
 
 
 @pytest.mark.parametrize(
-    ("offset", "data"),
+    "span",
     [
-        (1024, b"z"),  # checksum
-        (1024 + 130, b"7"),  # size
-        (1024 + 150, b"9"),  # the checksum itself
-        (1024, bytes(512)),
-        (1024, renamed("b/../x.json", 512)),
-        (1024, renamed("/x.json", 512)),
-        (1024, renamed("p" * 90 + "/" + "q" * 90 + ".json", 512)),
-        (1024, renamed("b.json", 513)),
+        pytest.param(lambda: member("a.txt", b"{}"), id="another extension"),
+        pytest.param(lambda: renamed("b/../x.json", 2) + b"{}" + bytes(510), id="dots"),
+        pytest.param(lambda: renamed("/x.json", 2) + b"{}" + bytes(510), id="absolute"),
+        pytest.param(lambda: renamed("p" * 90 + "/" + "q" * 90 + ".json", 2) + b"{}" + bytes(510), id="prefix"),
+        pytest.param(lambda: member("a.json", b"{}") + member("a.cls", b"1"), id="two members"),
+        pytest.param(lambda: member("a.json", b"{}")[:512], id="cut"),
+        pytest.param(
+            lambda: member("a.json", b"{}")[:124] + b"xxxxxxxxxxx" + member("a.json", b"{}")[135:], id="size"
+        ),
+        pytest.param(lambda: bytes(1024), id="zeroed"),
     ],
 )
-def test_what_is_not_plain_is_left_to_the_careful_reader(shard: Path, offset: int, data: bytes) -> None:
-    damage(shard, offset, data)
-    archive = shard.read_bytes()
-    starts, ends = np.array(STARTS), np.array([*STARTS[1:], END])
-    assert plain_sizes(archive[:END], starts, ends).tolist() == [7, -1, 0, 513]
+def test_what_is_not_plain_is_left_to_the_careful_reader(span: Callable[[], bytes]) -> None:
+    assert plain_json(span()) is None
+
+
+def test_each_sample_has_its_checksum(shard: Path, tmp_path: Path) -> None:
+    archive, borders = shard.read_bytes(), [*STARTS, END]
+    wanted = [zlib.crc32(archive[begin:end]) for begin, end in pairwise(borders)]
+    offsets = np.array(borders, dtype=np.uint64)
+    assert load_crcs(shard, offsets).tolist() == wanted
+    assert write_tar(tmp_path / "again.tar", MEMBERS).crcs.tolist() == wanted
+    assert np.fromfile(sidecar_path(shard, "crc"), dtype="<u4").tolist() == wanted
 
 
 def test_a_span_of_two_samples_tells_of_a_wrong_sidecar(shard: Path) -> None:
@@ -219,10 +235,10 @@ def test_a_span_of_two_samples_tells_of_a_wrong_sidecar(shard: Path) -> None:
 
 
 def test_a_sidecar_is_written_on_first_use_and_read_afterwards(shard: Path) -> None:
-    assert load_sidecar(shard).tolist() == [*STARTS, END]
+    assert load_offsets(shard).tolist() == [*STARTS, END]
     assert np.fromfile(sidecar_path(shard), dtype="<u8").tolist() == [*STARTS, END]
-    save_sidecar(shard, np.array([0, 2048, END], dtype=np.uint64))
-    assert load_sidecar(shard).tolist() == [0, 2048, END]
+    save_sidecar(shard, "idx", np.array([0, 2048, END], dtype=np.uint64))
+    assert load_offsets(shard).tolist() == [0, 2048, END]
 
 
 @pytest.mark.parametrize(
@@ -238,7 +254,7 @@ def test_a_sidecar_is_written_on_first_use_and_read_afterwards(shard: Path) -> N
 )
 def test_a_sidecar_that_does_not_fit_is_mended(shard: Path, sidecar: bytes, caplog: pytest.LogCaptureFixture) -> None:
     sidecar_path(shard).write_bytes(sidecar)
-    assert load_sidecar(shard).tolist() == [*STARTS, END]
+    assert load_offsets(shard).tolist() == [*STARTS, END]
     assert np.fromfile(sidecar_path(shard), dtype="<u8").tolist() == [*STARTS, END]
     assert "does not fit its shard" in caplog.text
 
@@ -248,5 +264,5 @@ def test_where_a_sidecar_cannot_be_written_it_stays_in_memory(shard: Path, monke
         raise PermissionError("read-only")
 
     monkeypatch.setattr("data_shards.sidecar.save_sidecar", refuse)
-    assert load_sidecar(shard).tolist() == [*STARTS, END]
+    assert load_offsets(shard).tolist() == [*STARTS, END]
     assert not sidecar_path(shard).exists()

@@ -1,0 +1,77 @@
+"""Processes that do parts: every item once, the first mistake stops all, and none outlives the block."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data_shards.errors import UserError
+from launch.process_pool import process_pool
+
+# Top-level, so that a new process finds them by name.
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def refuse_three(number: int) -> int:
+    if number == 3:
+        raise UserError("three is no good")
+    return number
+
+
+def die(number: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def sleep_long(place: str) -> None:
+    Path(place, str(os.getpid())).touch()
+    time.sleep(60)
+
+
+def test_every_item_comes_back_once_and_the_processes_go() -> None:
+    with process_pool(2) as run:
+        assert sorted(run(square, range(20))) == [n * n for n in range(20)]
+        assert list(run(square, [])) == []
+        assert len(multiprocessing.active_children()) == 2
+    assert multiprocessing.active_children() == []
+
+
+def test_a_mistake_in_a_worker_is_told_as_it_is() -> None:
+    with pytest.raises(UserError, match="^three is no good$"), process_pool(1) as run:
+        list(run(refuse_three, range(10)))
+    assert multiprocessing.active_children() == []
+
+
+def test_a_killed_worker_is_an_error_and_no_hang() -> None:
+    message = "a worker process was killed; if memory ran out, take fewer --workers"
+    with pytest.raises(UserError, match=message), process_pool(1) as run:
+        list(run(die, [1]))
+
+
+def test_leaving_in_haste_ends_running_work(tmp_path: Path) -> None:
+    """Ctrl-C must not wait for parts of minutes."""
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), process_pool(1) as run:
+        _start_and_interrupt(run(sleep_long, [str(tmp_path)]), tmp_path)
+    assert time.monotonic() - began < 30
+    assert multiprocessing.active_children() == []
+
+
+def _start_and_interrupt(results: Iterator[None], place: Path) -> None:
+    def interrupt() -> None:
+        while not list(place.iterdir()):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    next(results)
