@@ -1,24 +1,27 @@
-"""Reading training samples in one process, against webdataset; and what a resume costs.
+"""Reading training samples, against webdataset; two processes; a resume; memory over many samples.
 
-    python benchmarks/bench_read.py [--samples 100000] [--rounds 5] [--json]
+    python benchmarks/bench_read.py [--samples 100000] [--rounds 5] [--memory-samples 10000000] [--json]
 
-Both sides end with a decoded sample (webdataset: a dictionary; Dipole: a checked `Pair`). Dipole reads forward, as an
-import or a scan does, and in the global order, as training does: shuffled over 64 lanes, every sample verified by
-its checksum.
+Both sides end with a decoded sample (webdataset: a dictionary; Dipole: a checked `Pair`), and read forward or
+shuffled: webdataset through `.shuffle(5000)`, Dipole in the global order, as training does, over 64 lanes. Dipole
+verifies every sample by its checksum. Two processes read half of every batch each.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import webdataset
 
-from benchmarks.side_by_side import in_turn, ratios, show
+from benchmarks.side_by_side import Measured, in_turn, ratios, show
 from data_shards.order import GlobalOrder, OrderSource
 from data_shards.reader import PairDataset
 from data_shards.samples import Pair, Passage
@@ -26,38 +29,54 @@ from data_shards.writer import ShardWriter
 
 _BATCH = 1024
 _WORDS = ("shard", "query", "index", "vector", "passage", "gradient", "negative", "temperature", "recall", "über")
+_AGAINST = {
+    "dipole, forward": "webdataset, forward",
+    "dipole, global order": "webdataset, shuffled",
+    "dipole, two processes": "dipole, global order",
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory-samples", type=int, default=10_000_000)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "pairs"
         write(folder, options.samples)
         sides = {
-            "webdataset": lambda: rate(webdataset_samples(folder)),
+            "webdataset, forward": lambda: rate(webdataset_samples(folder)),
+            "webdataset, shuffled": lambda: rate(webdataset_samples(folder, shuffle=5000)),
             "dipole, forward": lambda: rate(iter(PairDataset(folder))),
             "dipole, global order": lambda: rate(in_global_order(folder, options.samples)),
+            "dipole, two processes": lambda: two_processes(folder, options.samples),
         }
         found = in_turn(sides, options.rounds)
-    resume_s = statistics_of_resume()
-    against = {name: ratios(found[name], found["webdataset"]) for name in sides if name != "webdataset"}
-    rows = {f"{name}, samples/s": measured.spread() for name, measured in found.items()}
-    rows |= {
-        f"{name} / webdataset": f"{ratio['median']:.1f} ({ratio['least']:.1f} to {ratio['most']:.1f})"
-        for name, ratio in against.items()
-    }
-    rows["first batch of a resume at sample 10,000,000"] = f"{resume_s * 1000:.1f} ms"
+        resident = memory(folder, options.memory_samples)
+    against = {name: ratios(found[name], found[other]) for name, other in _AGAINST.items()}
+    resume_s = resume_seconds()
     answer = {
         "samples": options.samples,
         "samples_per_s": {name: measured.values for name, measured in found.items()},
         "ratio": against,
         "resume_s": resume_s,
+        "resident_mib": resident,
     }
-    show(f"Reading {options.samples:,} samples of about a kilobyte, one process", rows, answer, options.json)
+    rows = table(found, against) | {
+        "a resume at sample 10,000,000 of 100,000,000": f"{resume_s * 1000:.1f} ms to its first batch",
+        f"memory over {options.memory_samples:,} samples": ", ".join(f"{mib:.0f}" for mib in resident) + " MiB",
+    }
+    show(f"Reading {options.samples:,} samples of about a kilobyte", rows, answer, options.json)
+
+
+def table(found: dict[str, Measured], against: dict[str, dict[str, float]]) -> dict[str, str]:
+    """Return the lines for people: median (least to most)."""
+    rows = {f"{name}, samples/s": measured.spread() for name, measured in found.items()}
+    for name, ratio in against.items():
+        rows[f"{name} / {_AGAINST[name]}"] = f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})"
+    return rows
 
 
 def write(folder: Path, samples: int, shards: int = 4) -> None:
@@ -68,26 +87,30 @@ def write(folder: Path, samples: int, shards: int = 4) -> None:
             query, positive, negative = (
                 " ".join(_WORDS[at] for at in draw.integers(0, len(_WORDS), length)) for length in (8, 60, 40)
             )
-            passages = [Passage(id=f"p{number}", title="t", text=positive), Passage(id=f"n{number}", text=negative)]
             writer.add(
                 Pair(
-                    query_id=f"q{number}", query=query, positives=(passages[0],), negatives=(passages[1],), source="s"
+                    query_id=f"q{number}",
+                    query=query,
+                    positives=(Passage(id=f"p{number}", title="t", text=positive),),
+                    negatives=(Passage(id=f"n{number}", text=negative),),
+                    source="s",
                 )
             )
 
 
-def webdataset_samples(folder: Path) -> Iterator[object]:
+def webdataset_samples(folder: Path, shuffle: int = 0) -> Iterator[object]:
     """Read as webdataset's users do."""
     urls = [str(path) for path in sorted(folder.glob("*.tar"))]
-    return iter(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode())
+    dataset = webdataset.WebDataset(urls, shardshuffle=len(urls) if shuffle else False, seed=0, empty_check=False)
+    return iter((dataset.shuffle(shuffle) if shuffle else dataset).decode())
 
 
-def in_global_order(folder: Path, samples: int) -> Iterator[Pair]:
-    """Read one epoch of global batches."""
+def in_global_order(folder: Path, samples: int, rank: int = 0, world_size: int = 1) -> Iterator[Pair]:
+    """Read a rank's part of the global batches that hold so many samples together."""
     dataset = PairDataset(folder)
     order = dataset.order(batch_size=_BATCH, seed=0)
     for step in range(samples // _BATCH):
-        yield from dataset.pairs(order.batch(step))
+        yield from dataset.pairs(order.rank_slice(step, rank, world_size))
 
 
 def rate(samples: Iterator[object]) -> float:
@@ -97,15 +120,44 @@ def rate(samples: Iterator[object]) -> float:
     return count / (time.perf_counter() - began)
 
 
-def statistics_of_resume() -> float:
+def two_processes(folder: Path, samples: int) -> float:
+    """Return the samples a second of two processes together, from the moment when both are ready."""
+    context = multiprocessing.get_context("spawn")
+    ready = context.Barrier(3)
+    workers = [context.Process(target=_read_half, args=(folder, samples, rank, ready)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    ready.wait()
+    began = time.perf_counter()
+    for worker in workers:
+        worker.join()
+    return samples // _BATCH * _BATCH / (time.perf_counter() - began)
+
+
+def _read_half(folder: Path, samples: int, rank: int, ready: multiprocessing.synchronize.Barrier) -> None:
+    ready.wait()
+    for _ in in_global_order(folder, samples, rank, 2):
+        pass
+
+
+def memory(folder: Path, samples: int) -> list[float]:
+    """Return this process's memory in MiB after each tenth of so many samples, epoch after epoch."""
+    process, resident = psutil.Process(), []
+    stream = in_global_order(folder, samples)
+    for _ in range(10):
+        for _ in itertools.islice(stream, samples // 10):
+            pass
+        resident.append(process.memory_info().rss / 2**20)
+    return resident
+
+
+def resume_seconds() -> float:
     """Return the seconds from nothing to the ordinals of the batch at sample 10 million of 100 million."""
     began = time.perf_counter()
     source = OrderSource(dataset_id="sha256:0", shard_samples=(65_536,) * 1526)
     GlobalOrder(sources=[source], batch_size=_BATCH, seed=0).batch(10_000_000 // _BATCH)
     return time.perf_counter() - began
 
-
-Measure = Callable[[], float]
 
 if __name__ == "__main__":
     main()

@@ -117,13 +117,14 @@ class ShardReader:
             borders = self._borders[row : stop + 1].tolist()
             for begin, end, crc in zip(borders[:-1], borders[1:], self._crcs[row:stop].tolist(), strict=True):
                 span = block[begin - first : end - first]
-                if not span or zlib.crc32(span) != crc:
-                    begin, span = self._second_look(row)
+                if zlib.crc32(span) != crc:
+                    stop = row + borders.index(begin)
+                    begin, span = self._second_look(stop)
                     yield self._json_of(span, begin)
-                    row += 1
+                    stop += 1
                     break  # the borders may have been mended
                 yield plain_json(span) or self._json_of(span, begin)
-                row += 1
+            row = stop
 
     def positive_hashes(self) -> NDArray[np.int64]:
         """Return the hash of each pair's first positive; 0 for one that has none, or is no training sample.

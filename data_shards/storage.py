@@ -188,8 +188,8 @@ def open_storage(location: str | Path, cache: CacheConfig | None = None) -> Stor
         return LocalFolder(Path(text))
     if text.startswith("file://"):
         return LocalFolder(Path(unquote(urlsplit(text).path)))
-    from data_shards.object_store import open_source
-    from data_shards.remote_folder import RemoteFolder
+    from data_shards.remote.folder import RemoteFolder
+    from data_shards.remote.object_store import open_source
 
     return RemoteFolder(open_source(text, cache.timeout_s), text, cache)
 
@@ -210,7 +210,7 @@ def _open_pipe(location: str, cache: CacheConfig) -> Storage:
         raise UserError(
             "a pipe: location runs a shell command for each file; if you trust it, set cache.allow_pipe=true"
         )
-    from data_shards.pipe_source import PipeSource
-    from data_shards.remote_folder import RemoteFolder
+    from data_shards.remote.folder import RemoteFolder
+    from data_shards.remote.pipe_source import PipeSource
 
     return RemoteFolder(PipeSource(location, cache.timeout_s), location, cache)

@@ -254,11 +254,11 @@ def plain_json(span: bytes) -> bytes | None:
     Returns:
         The payload, or None where the span is anything else: `read_span` says what.
     """
-    if span[156] != _PLAIN_TYPE or span[_PREFIX.start] or not _PLAIN_NAME(span):
-        return None
     try:
+        if span[156] != _PLAIN_TYPE or span[_PREFIX.start] or not _PLAIN_NAME(span):
+            return None
         size = int(span[124:135], 8)
-    except ValueError:
+    except (ValueError, IndexError):
         return None
     end = BLOCK_BYTES + size
     return span[BLOCK_BYTES:end] if end + -size % BLOCK_BYTES == len(span) else None

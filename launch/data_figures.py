@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from data_shards.language import UNSURE
+from data_shards.findings.language import UNSURE
 from launch.report_figures import ACCENT, INK, MUTED, PALE, RULE, SOFT, WARM, WIDE, heading, new_figure
 
 _COLOURS = (ACCENT, WARM, SOFT, MUTED)

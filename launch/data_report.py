@@ -9,8 +9,8 @@ from typing import Any
 from markupsafe import Markup
 
 from data_shards.atomic import atomic_path
-from data_shards.findings import Findings
-from data_shards.language import UNSURE
+from data_shards.findings.find import Findings
+from data_shards.findings.language import UNSURE
 from launch.data_figures import draw_counts, draw_languages, draw_lengths, draw_weights
 from launch.data_text import LENGTH_UNITS, PARTS, percent, verdict
 from launch.pages import render_page

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_shards.check import Damage
-from data_shards.finding import Finding
-from data_shards.findings import Findings
+from data_shards.findings.find import Findings
+from data_shards.findings.finding import Finding
 
 PARTS = {"query": "queries", "positive": "positives", "negative": "negatives", "passage": "passages"}
 """Every part of a sample, for many, in the order of tables."""

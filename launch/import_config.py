@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_shards.cleaning.config import CleaningConfig
-from data_shards.columns import Columns
-from data_shards.findings import ChecksConfig
-from data_shards.import_config import ImportConfig, InputConfig, OutputConfig
+from data_shards.findings.find import ChecksConfig
+from data_shards.importing.columns import Columns
+from data_shards.importing.config import ImportConfig, InputConfig, OutputConfig
 from launch.sections import load_sections
 
 

@@ -13,7 +13,7 @@ from launch.progress import progress_bar
 
 if TYPE_CHECKING:
     from data_shards.check import Damage
-    from data_shards.findings import ChecksConfig, Findings
+    from data_shards.findings.find import ChecksConfig, Findings
 
 EXIT_NOT_FIT = 1
 
@@ -32,7 +32,7 @@ class _Look:
     """Write the report with its plots to this file too."""
 
     def _find(self, *, allow: tuple[str, ...] = (), skip: Sequence[str] = ()) -> Findings:
-        from data_shards.findings import ChecksConfig, find
+        from data_shards.findings.find import ChecksConfig, find
 
         config = ChecksConfig(allow=allow, evaluation=self.evaluation, corpus=str(self.corpus or ""))
         count_tokens, config = _with_tokenizer(self.tokenizer, config)

@@ -13,7 +13,7 @@ from data_shards.errors import UserError
 from launch.progress import progress_bar
 
 if TYPE_CHECKING:
-    from data_shards.findings import ChecksConfig
+    from data_shards.findings.find import ChecksConfig
     from data_shards.manifest import Kind
 
 
@@ -53,7 +53,7 @@ class _Import:
 
     def _run(self, kind: Kind, overrides: Sequence[str]) -> dict[str, object]:
         from data_shards.check import summary
-        from data_shards.importers import ImportTools, import_dataset
+        from data_shards.importing.importers import ImportTools, import_dataset
         from launch.import_config import load_import_config
 
         if self.workers < 1:
@@ -144,7 +144,7 @@ def _workers(
         with process_pool(count) as run:
             yield run
     else:
-        from data_shards.import_plan import serially
+        from data_shards.importing.plan import serially
 
         yield serially
 
@@ -153,7 +153,7 @@ def _validation(config: ChecksConfig, tokenizer: str) -> Callable[[Path], None]:
     """Return the look at a dataset that decides whether it is published."""
 
     def validate(folder: Path) -> None:
-        from data_shards.findings import find
+        from data_shards.findings.find import find
         from launch.data_report import write_data_report
 
         count_tokens = _counter(tokenizer) if tokenizer else None

@@ -41,6 +41,9 @@ class BatchConfig:
     pad_to_multiple_of: int = 1
     """Chunks are padded to a multiple of this length. In bfloat16 on a CPU each new shape costs some ten milliseconds
     and megabytes once, so 16 pays there although it pads more."""
+    passage_token_dropout: float = 0.0
+    """Share of each passage's tokens that is left out at random: fewer tokens to encode, and less is learnt by heart.
+    It pays for small encoders from scratch."""
     hard_negatives: int = 1
     """Most negatives taken for each query: given ones first, then mined ones."""
     prefetch_steps: int = 2
@@ -51,6 +54,10 @@ class BatchConfig:
         for name in ("batch_size", "query_max_tokens", "tokens_per_chunk", "pad_to_multiple_of", "prefetch_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"batch.{name} must be at least 1, came {getattr(self, name)}")
+        if not 0 <= self.passage_token_dropout < 1:
+            raise UserError(
+                f"batch.passage_token_dropout must be at least 0 and below 1, came {self.passage_token_dropout}"
+            )
         for name in ("hard_negatives", "chunk_cost_tokens"):
             if getattr(self, name) < 0:
                 raise UserError(f"batch.{name} must be 0 or more, came {getattr(self, name)}")
@@ -147,6 +154,8 @@ class BatchLoader:
         passages = [*positives, *hard]
         query_ids = self._encoder.tokenize([pair.query for pair in pairs], "query", self._config.query_max_tokens)
         passage_ids = self._encoder.tokenize([passage.content for passage in passages], "passage")
+        if self._config.passage_token_dropout:
+            passage_ids = self._thinned(passage_ids, step)
         pad_id, budget = self._encoder.tokenizer.pad_token_id or 0, self._config.tokens_per_chunk
         shape = {
             "chunk_cost": self._config.chunk_cost_tokens,
@@ -163,6 +172,16 @@ class BatchLoader:
             tokens=sum(map(len, query_ids)) + sum(map(len, passage_ids)),
             padded_tokens=sum(chunk.input_ids.numel() for chunk in (*query_chunks, *passage_chunks)),
         )
+
+    def _thinned(self, token_ids: list[list[int]], step: int) -> list[list[int]]:
+        """Leave tokens out at random; the first and the last, which are special, stay."""
+        draw = np.random.default_rng([int(self._order.identity[:15], 16), step, self._rank])
+        thinned = []
+        for ids in token_ids:
+            kept = draw.random(len(ids)) >= self._config.passage_token_dropout
+            kept[[0, -1]] = True
+            thinned.append(np.asarray(ids)[kept].tolist())
+        return thinned
 
     def _sound_pairs(self, step: int) -> tuple[NDArray[np.int64], list[Pair], int]:
         """Return the ordinals and pairs of this rank's part that can be read, and how many cannot.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import UserError
-from data_shards.importers import ImportTools, import_dataset
+from data_shards.importing.importers import ImportTools, import_dataset
 from index_build.ray_map import ray_map
 from tests.unit.import_helpers import jsonl
 

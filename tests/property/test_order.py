@@ -215,7 +215,7 @@ def test_shared_positives_are_kept_apart() -> None:
 
 
 def test_a_far_step_costs_no_replay() -> None:
-    """Step 10**9 of ten million million samples, which no list could hold; each rank reads a few shards of its own."""
+    """Step 10**9 of 10**13 samples, which no list could hold; each rank reads a few shards of its own."""
     vast = order_of(*[10**9] * 10_000, batch_size=1024, seed=5)
     parts = [vast.rank_slice(10**9, rank, 8) for rank in range(8)]
     shards = [set((part // 10**9).tolist()) for part in parts]

@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from data_shards.import_config import ImportConfig
-from data_shards.importers import import_dataset
+from data_shards.importing.config import ImportConfig
+from data_shards.importing.importers import import_dataset
 from data_shards.manifest import Kind
 from data_shards.reader import CorpusDataset, PairDataset
 from data_shards.tar import write_tar

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from data_shards.errors import UserError
-from data_shards.finding import Finding
-from data_shards.findings import ChecksConfig, Findings, find
+from data_shards.findings.find import ChecksConfig, Findings, find
+from data_shards.findings.finding import Finding
 from data_shards.samples import Pair, Passage
 from tests.unit.tiny import pair, passage, write_corpus, write_pairs
 

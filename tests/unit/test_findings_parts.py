@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from data_shards import hash_spool
-from data_shards.duplicate_findings import repeats_of
 from data_shards.errors import UserError
+from data_shards.findings.duplicates import repeats_of
+from data_shards.findings.language import UNSURE, language_of, language_shares
+from data_shards.findings.lengths import Lengths, Weights
+from data_shards.findings.text_sample import BottomK
+from data_shards.findings.texts import symptoms
 from data_shards.hash_spool import HashSpool
-from data_shards.language import UNSURE, language_of, language_shares
-from data_shards.lengths import Lengths, Weights
-from data_shards.text_findings import symptoms
-from data_shards.text_sample import BottomK
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_shards.findings import ChecksConfig, Findings, find
+from data_shards.findings.find import ChecksConfig, Findings, find
 from launch.data_report import write_data_report
 from launch.data_text import findings_text, percent, verdict
 from tests.unit.tiny import pair, passage, write_corpus, write_pairs

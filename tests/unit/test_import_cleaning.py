@@ -8,8 +8,8 @@ import pytest
 
 from data_shards.cleaning.config import CleaningConfig
 from data_shards.errors import UserError
-from data_shards.import_config import ImportConfig
-from data_shards.importers import ImportTools, import_dataset
+from data_shards.importing.config import ImportConfig
+from data_shards.importing.importers import ImportTools, import_dataset
 from data_shards.manifest import Manifest
 from tests.unit.import_helpers import backwards, imported, jsonl
 
@@ -45,7 +45,7 @@ def test_length_limits_drop_and_count(tmp_path: Path) -> None:
 def test_near_duplicates_are_found_over_parts_and_the_first_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_shards.segments.SEGMENT_ROWS", 2)
+    monkeypatch.setattr("data_shards.importing.segments.SEGMENT_ROWS", 2)
     one = jsonl(tmp_path / "one.jsonl", [{"id": f"a{n}", "text": f"{n} " * 20} for n in range(3)] + [{"text": LONG}])
     two = jsonl(
         tmp_path / "two.jsonl", [{"id": "near", "text": LONG + " today"}, {"id": "far", "text": "other words"}]

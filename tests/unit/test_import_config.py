@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from data_shards.cleaning.config import CleaningConfig
-from data_shards.columns import Columns
 from data_shards.errors import UserError
-from data_shards.import_config import OutputConfig
+from data_shards.importing.columns import Columns
+from data_shards.importing.config import OutputConfig
 from launch.cli import main
 from launch.import_config import ImportSections, load_import_config
 from launch.sections import load_sections, to_toml

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from data_shards.atomic import sha256_file
-from data_shards.columns import Columns
 from data_shards.errors import UserError
-from data_shards.import_config import ImportConfig, InputConfig
-from data_shards.importers import import_dataset
+from data_shards.importing.columns import Columns
+from data_shards.importing.config import ImportConfig, InputConfig
+from data_shards.importing.importers import import_dataset
 from data_shards.manifest import Manifest
 from data_shards.samples import Pair, Passage
 from data_shards.tar import write_tar
@@ -107,7 +107,7 @@ def test_a_folder_of_data_files_is_taken_by_split(tmp_path: Path) -> None:
 def test_a_large_parquet_row_group_is_cut_at_its_borders(tmp_path: Path) -> None:
     """Five rows in groups of two, a part each: the order stays, and so does each row's number in the file."""
     path = write_rows(tmp_path / "in.parquet", PASSAGE_ROWS)
-    from data_shards.columnar_rows import parquet_borders, parquet_rows
+    from data_shards.importing.columnar_rows import parquet_borders, parquet_rows
 
     assert parquet_borders(path, 1) == [0, 1, 2, 3]
     assert parquet_borders(path, 1 << 30) == [0, 3]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from data_shards.errors import UserError
-from data_shards.import_config import ImportConfig, InputConfig
-from data_shards.importers import QUARANTINE_NAME, import_dataset
+from data_shards.importing.config import ImportConfig, InputConfig
+from data_shards.importing.importers import QUARANTINE_NAME, import_dataset
 from data_shards.manifest import Manifest
 from tests.unit.import_helpers import imported, jsonl
 

@@ -12,9 +12,9 @@ import pytest
 from data_shards.cleaning.config import CleaningConfig
 from data_shards.errors import UserError
 from data_shards.file_lock import locked
-from data_shards.import_config import ImportConfig, InputConfig, OutputConfig
-from data_shards.import_parts import Conversion, Part
-from data_shards.importers import ImportTools, import_dataset
+from data_shards.importing.config import ImportConfig, InputConfig, OutputConfig
+from data_shards.importing.importers import ImportTools, import_dataset
+from data_shards.importing.parts import Conversion, Part
 from data_shards.manifest import Manifest
 from data_shards.reader import PairDataset
 from launch.process_pool import process_pool
@@ -26,7 +26,7 @@ SMALL = ImportConfig(output=OutputConfig(samples_per_shard=40))
 @pytest.fixture
 def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Three files of 40 rows with repetitions within and between them, cut into segments of 16."""
-    monkeypatch.setattr("data_shards.segments.SEGMENT_ROWS", 16)
+    monkeypatch.setattr("data_shards.importing.segments.SEGMENT_ROWS", 16)
     rows = [{"query": f"q{n % 50}", "positive": [f"a{n % 70}", f"b{n}"]} for n in range(120)]
     return [jsonl(tmp_path / f"in{at}.jsonl", rows[40 * at : 40 * at + 40]) for at in range(3)]
 

@@ -14,10 +14,10 @@ import pyarrow.parquet
 import pytest
 
 from data_shards.atomic import sha256_file
-from data_shards.columns import Columns
 from data_shards.errors import UserError
-from data_shards.import_config import ImportConfig, InputConfig, OutputConfig
-from data_shards.importers import ImportTools, import_dataset
+from data_shards.importing.columns import Columns
+from data_shards.importing.config import ImportConfig, InputConfig, OutputConfig
+from data_shards.importing.importers import ImportTools, import_dataset
 from data_shards.manifest import Kind, Manifest
 from data_shards.reader import CorpusDataset, PairDataset
 from data_shards.samples import Pair, Passage

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,6 +78,27 @@ def test_half_a_request_or_version_is_not_seen(run: RunFolder, config: RunConfig
     (run.requests / ".tmp-1-v000000.json").write_text('{"vers')
     (run.negatives / ".tmp-1-v000001").mkdir(parents=True)
     assert Miner(run, config).next_request() == request
+
+
+def test_a_stretch_over_several_datasets_is_mined_without_what_is_damaged(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ordinals go on from one dataset to the next; the damaged pair is written into the miner's own file."""
+    pairs, more = run.root.parent / "pairs", run.root.parent / "more"
+    write_pairs(more, (pair(number) for number in range(100, 108)))
+    path = more / "train-000001.tar"
+    content = bytearray(path.read_bytes())
+    content[520] ^= 1  # pair 104, ordinal 10
+    path.write_bytes(content)
+    config = load_config(None, [f"--data.pairs={pairs},{more}", "--batch.batch_size=4", "--data.on_error=quarantine"])
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("launch.miner.mine", lambda **arguments: asked.update(arguments))
+    miner = Miner(run, config)
+    miner.serve(RefreshRequest(version=1, snapshot="s", snapshot_step=0, from_step=0, to_step=40), run.negatives)
+    assert asked["ordinals"].tolist() == [number for number in range(14) if number != 10]
+    assert asked["train"].dataset_id == asked["known"].dataset_id == miner._pairs.dataset_id
+    (line,) = run.quarantine("miner").read_text().splitlines()
+    assert (json.loads(line)["shard"], json.loads(line)["row"]) == (str(path), 0)
 
 
 def test_by_hand_the_newest_snapshot_mines_for_the_steps_ahead(

@@ -7,7 +7,7 @@ import pytest
 
 from data_shards.errors import UserError
 from data_shards.hash_spool import UNKNOWN_PLACE
-from data_shards.repeats import OTHER, SAME, mark_repeats
+from data_shards.importing.repeats import OTHER, SAME, mark_repeats
 
 
 def marks_of(tables: list[list[tuple[int, int]]]) -> list[int]:

@@ -22,6 +22,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with pairs and a corpus."""
     folder = tmp_path_factory.mktemp("data")
     write_pairs(folder / "pairs", (pair(number) for number in range(6)))
+    write_pairs(folder / "more", (pair(number) for number in range(6, 9)))
     write_corpus(folder / "corpus", (passage(f"p{k}", text) for k, text in enumerate(TEXTS)))
     return folder
 
@@ -79,6 +80,28 @@ def test_relative_paths_become_absolute_so_that_ranks_may_stand_elsewhere(
     assert (found.pairs, found.corpus) == ((str(data / "pairs"),), str(data / "corpus"))
 
 
+def test_of_several_datasets_each_place_becomes_absolute_and_urls_stay(
+    config: RunConfig, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(data)
+    location = f"file://{data / 'pairs'}"
+    run = prepare_run(change(config, f"--data.pairs=pairs,more,{location}", "--data.weights=1,2,3"), resume=False)
+    found = load_config(run.config).data
+    assert found.pairs == (str(data / "pairs"), str(data / "more"), location)
+    assert found.weights == (1.0, 2.0, 3.0)
+    dataset = load_job(run).data.open(run.quarantine("rank-00000"))
+    assert dataset.shard_stems == [
+        f"{prefix}-train-00000{at}" for prefix, at in (("00", 0), ("00", 1), ("01", 0), ("02", 0), ("02", 1))
+    ]
+    assert json.loads(run.identity.read_text())["pairs"] == dataset.dataset_id
+
+
+def test_a_quarantine_is_opened_only_where_it_is_asked_for(config: RunConfig) -> None:
+    run = prepare_run(change(config, "--data.on_error=quarantine"), resume=False)
+    assert not run.quarantine("start").parent.exists(), "nothing was damaged"
+    assert load_job(run).data == change(config, "--data.on_error=quarantine").pair_source
+
+
 def test_the_job_of_a_rank_comes_from_the_folder_alone(config: RunConfig) -> None:
     run = prepare_run(config, resume=False)
     job = load_job(RunFolder(run.root))
@@ -106,6 +129,8 @@ def test_a_named_model_is_taken_with_the_settings_that_are_given(
         (["--data.pairs="], r"^data\.pairs is not set; give a folder made by `dipole shards pairs`$"),
         (["--data.pairs=no-such-folder"], "no-such-folder is no dataset"),
         (["--data.corpus=no-such-folder"], "no-such-folder is no dataset"),
+        (["--data.weights=1,2"], r"^2 data\.weights came for 1 data\.pairs; wanted one each, or none$"),
+        (["--data.weights=-1"], r"^data\.weights are -1\.0; each must be a number above 0$"),
         (["--data.corpus="], r"^set encoder\.model, or data\.corpus to train a tokenizer on"),
         (
             ["--data.corpus=", "--refresh.first_step=3"],
@@ -179,6 +204,9 @@ def test_resume_from_another_folder_with_relative_paths(
         ("--batch.batch_size=8", r"was started with batch\.batch_size = 4, now it is 8;"),
         ("--encoder.query_prompt=q", r"was started with encoder\.query_prompt = None, now it is 'q';"),
         ("--data.pairs=elsewhere", r"was started with data\.pairs = '.*pairs', now it is 'elsewhere';"),
+        ("--data.pairs=a,b", r"data\.pairs = '.*pairs', now it is \('a', 'b'\);"),
+        ("--data.weights=2", r"data\.weights = \(\), now it is 2\.0;"),
+        ("--order.lanes=2", r"order\.lanes = 64, now it is 2;"),
         ("--train.gradient_cache=False", r"train\.gradient_cache = True, now it is False;"),
         ("--engine.kind=zero1", r"engine\.kind = 'ddp', now it is 'zero1';"),
     ],
@@ -195,6 +223,8 @@ def test_a_changed_setting_is_refused_by_name_on_resume(config: RunConfig, overr
         "--workers.count=3",
         "--tracker.mode=disabled",
         "--engine.timeout_s=9",
+        "--data.on_error=quarantine",
+        "--cache.budget_gib=2",
         "--refresh.timeout_s=9",
         "--train.keep_checkpoints=9",
     ],

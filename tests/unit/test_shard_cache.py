@@ -18,7 +18,7 @@ import pytest
 
 from data_shards.errors import UserError
 from data_shards.file_lock import locked
-from data_shards.shard_cache import ShardCache
+from data_shards.remote.cache import ShardCache
 
 ROOT = Path(__file__).parents[2]
 SIZE = 1000
@@ -231,7 +231,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         import os, sys
         from pathlib import Path
         from data_shards.errors import UserError
-        from data_shards.shard_cache import ShardCache
+        from data_shards.remote.cache import ShardCache
         os.setegid(65534); os.seteuid(65534)
         try:
             with ShardCache(Path(sys.argv[1]), 10).hold("0" * 64, "a.tar", size=1, fill=lambda file: None):
@@ -286,7 +286,7 @@ def test_a_disk_that_fills_up_on_the_way_is_noticed_too(small_disk: Path) -> Non
 FILL_FOR_EVER = """
     import sys, time
     from pathlib import Path
-    from data_shards.shard_cache import ShardCache
+    from data_shards.remote.cache import ShardCache
     def fill(file):
         file.write(b"half")
         file.flush()
@@ -327,7 +327,7 @@ def test_many_processes_fill_each_file_once(tmp_path: Path) -> None:
     script = """
         import os, sys
         from pathlib import Path
-        from data_shards.shard_cache import ShardCache
+        from data_shards.remote.cache import ShardCache
         folder, log = Path(sys.argv[1]), os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         for number in range(20):
             def fill(file):
@@ -348,7 +348,7 @@ def test_many_processes_in_a_cache_of_two_never_see_a_torn_or_missing_file(tmp_p
     script = """
         import random, sys
         from pathlib import Path
-        from data_shards.shard_cache import ShardCache
+        from data_shards.remote.cache import ShardCache
         cache, dice = ShardCache(Path(sys.argv[1]), 2000), random.Random(int(sys.argv[2]))
         for _ in range(60):
             number = dice.randrange(6)

@@ -13,11 +13,11 @@ import fsspec
 import pytest
 
 from data_shards.errors import ShardCorruptError, UserError
-from data_shards.object_store import _translated
-from data_shards.prefetch import Prefetcher
-from data_shards.remote_folder import RemoteFolder
+from data_shards.remote.folder import RemoteFolder
+from data_shards.remote.object_store import _translated
+from data_shards.remote.prefetch import Prefetcher
+from data_shards.remote.transfer import RefusedError, TransientError, Wanted
 from data_shards.storage import CacheConfig, FetchStats, LocalFolder, Storage, open_storage
-from data_shards.transfer import RefusedError, TransientError, Wanted
 
 CONTENT = bytes(range(256)) * 40
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

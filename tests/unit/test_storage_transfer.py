@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from data_shards import transfer
 from data_shards.errors import ShardCorruptError, UserError
-from data_shards.transfer import (
+from data_shards.remote import transfer
+from data_shards.remote.transfer import (
     RefusedError,
     RemoteStat,
     Retry,

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from data_shards import transfer
 from data_shards.errors import ShardCorruptError, UserError
+from data_shards.remote import transfer
 from data_shards.storage import CacheConfig, open_storage
 
 pytest.importorskip("aiohttp", reason="wants the http extra")

@@ -212,6 +212,9 @@ def test_a_plain_sample_needs_no_parsing() -> None:
             lambda: member("a.json", b"{}")[:124] + b"xxxxxxxxxxx" + member("a.json", b"{}")[135:], id="size"
         ),
         pytest.param(lambda: bytes(1024), id="zeroed"),
+        pytest.param(lambda: b"", id="nothing"),
+        pytest.param(lambda: member("a.meta.json", b"{}"), id="longer extension"),
+        pytest.param(lambda: member("x" * 95 + ".json", b"{}"), id="a name without an end"),
     ],
 )
 def test_what_is_not_plain_is_left_to_the_careful_reader(span: Callable[[], bytes]) -> None:

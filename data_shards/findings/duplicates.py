@@ -8,9 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_shards.findings.parts import NO_TEXT, Keys, Part, pair_keys
+from data_shards.findings.seen import (
+    Seen,
+    Spots,
+    first_ids,
+    first_spots,
+    first_texts,
+    positive_ids,
+    positive_texts,
+    seen,
+)
 from data_shards.hash_spool import HashSpool, Rows
-from data_shards.parts import NO_TEXT, Keys, Part, pair_keys
-from data_shards.seen import Seen, Spots, first_ids, first_spots, first_texts, positive_ids, positive_texts, seen
 
 HUB_SHARE = 0.01
 """A passage that is a positive of more pairs than this comes into most batches more than once."""

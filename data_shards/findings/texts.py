@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from data_shards.finding import EXAMPLES, Example, Finding, Places, Severity
-from data_shards.parts import Part
+from data_shards.findings.finding import EXAMPLES, Example, Finding, Places, Severity
+from data_shards.findings.parts import Part
 
 PLACEHOLDERS = frozenset(
     [

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data_shards.cleaning.config import CleaningConfig
-from data_shards.columns import Columns
 from data_shards.errors import UserError
+from data_shards.importing.columns import Columns
 from data_shards.writer import MAX_SHARD_BYTES, SAMPLES_PER_SHARD
 
 OnError = Literal["error", "quarantine"]

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.finding import EXAMPLES, Finding, Severity
+from data_shards.findings.finding import EXAMPLES, Finding, Severity
+from data_shards.findings.parts import Keys, Part
 from data_shards.hash_spool import Rows
-from data_shards.parts import Keys, Part
 
 KeysOf = Callable[[list[Part]], tuple[Part, Keys]]
 """From a batch to the part that a finding is about, and the key of each of its texts: so examples are found again."""

@@ -10,11 +10,21 @@ from numpy.typing import NDArray
 
 from data_shards.beir import BeirFolder
 from data_shards.errors import UserError
-from data_shards.finding import EXAMPLES
+from data_shards.findings.finding import EXAMPLES
+from data_shards.findings.parts import NO_TEXT, Keys, Part, batches, id_key, key_of, parts_of
+from data_shards.findings.seen import (
+    Seen,
+    Spot,
+    Spots,
+    earliest,
+    first_spots,
+    first_texts,
+    positive_ids,
+    positive_texts,
+    seen,
+)
 from data_shards.hash_spool import HashSpool, Rows
-from data_shards.parts import NO_TEXT, Keys, Part, batches, id_key, key_of, parts_of
 from data_shards.reader import CorpusDataset
-from data_shards.seen import Seen, Spot, Spots, earliest, first_spots, first_texts, positive_ids, positive_texts, seen
 
 _BATCH = 2048
 

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 
 from data_shards.atomic import atomic_path, read_json, sha256_file, write_json
 from data_shards.cleaning.config import CleaningConfig
-from data_shards.columns import exact_hash
 from data_shards.errors import UserError
-from data_shards.repeats import Keys
+from data_shards.importing.columns import exact_hash
+from data_shards.importing.repeats import Keys
 from data_shards.rows import Row
 from data_shards.samples import Pair, Passage
 from data_shards.writer import encode_sample

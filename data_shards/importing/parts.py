@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_shards.beir_join import joined_rows
 from data_shards.cleaning.config import CleaningConfig
-from data_shards.columnar_rows import arrow_rows, parquet_rows
-from data_shards.columns import pair_of, passage_of
-from data_shards.import_config import OnError
-from data_shards.inputs import Input
+from data_shards.importing.beir_join import joined_rows
+from data_shards.importing.columnar_rows import arrow_rows, parquet_rows
+from data_shards.importing.columns import pair_of, passage_of
+from data_shards.importing.config import OnError
+from data_shards.importing.inputs import Input
+from data_shards.importing.refine import CountTokens, refiner
+from data_shards.importing.segments import PartRecord, SegmentWriter, finished_part
+from data_shards.importing.tar_rows import tar_rows
 from data_shards.manifest import Kind
-from data_shards.refine import CountTokens, refiner
 from data_shards.rows import Row, RowError, csv_rows, jsonl_rows, tsv_rows
 from data_shards.samples import Pair, Passage
-from data_shards.segments import PartRecord, SegmentWriter, finished_part
-from data_shards.tar_rows import tar_rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from data_shards.transfer import Wanted
+from data_shards.remote.transfer import Wanted
 
 
 class Prefetcher:

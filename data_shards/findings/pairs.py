@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from data_shards.finding import EXAMPLES, Example, Finding, Places, Severity
-from data_shards.lengths import Lengths, Weights
+from data_shards.findings.finding import EXAMPLES, Example, Finding, Places, Severity
+from data_shards.findings.lengths import Lengths, Weights
 from data_shards.samples import Pair
 
 UNEVEN_SHARE = 0.1

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data_shards.errors import UserError
-from data_shards.prefetch import Prefetcher
-from data_shards.shard_cache import ShardCache
+from data_shards.remote.cache import ShardCache
+from data_shards.remote.prefetch import Prefetcher
+from data_shards.remote.transfer import Retry, Source, Wanted, fetch, stat
 from data_shards.storage import CacheConfig, FetchStats, plain_name
-from data_shards.transfer import Retry, Source, Wanted, fetch, stat
 
 _CLOSE_TIMEOUT_S = 5.0
 

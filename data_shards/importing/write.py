@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.cleaning.config import CleaningConfig
+from data_shards.importing.repeats import OTHER, SAME, mark_repeats
+from data_shards.importing.segments import Segment
 from data_shards.manifest import Kind
-from data_shards.repeats import OTHER, SAME, mark_repeats
 from data_shards.samples import Pair, Passage
-from data_shards.segments import Segment
 from data_shards.writer import ShardWriter
 
 _PROGRESS_EVERY = 1000

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_shards.finding import EXAMPLES, Example, Finding, Places
-from data_shards.language import UNSURE, language_of
-from data_shards.lengths import Lengths
-from data_shards.parts import Part
-from data_shards.text_findings import TextChecks, plural
-from data_shards.text_sample import BottomK
+from data_shards.findings.finding import EXAMPLES, Example, Finding, Places
+from data_shards.findings.language import UNSURE, language_of
+from data_shards.findings.lengths import Lengths
+from data_shards.findings.parts import Part
+from data_shards.findings.text_sample import BottomK
+from data_shards.findings.texts import TextChecks, plural
 
 CountTokens = Callable[[Sequence[str]], list[int]]
 

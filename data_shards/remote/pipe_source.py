@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from data_shards.errors import UserError
-from data_shards.transfer import RemoteStat, TransientError, in_a_line
+from data_shards.remote.transfer import RemoteStat, TransientError, in_a_line
 
 PIPE = "pipe:"
 

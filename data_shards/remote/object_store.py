@@ -20,7 +20,14 @@ from fsspec.asyn import sync
 from fsspec.config import conf
 
 from data_shards.errors import UserError
-from data_shards.transfer import RefusedError, RemoteStat, TransientError, UnlikeError, in_a_line, without_secrets
+from data_shards.remote.transfer import (
+    RefusedError,
+    RemoteStat,
+    TransientError,
+    UnlikeError,
+    in_a_line,
+    without_secrets,
+)
 
 _BLOCK_BYTES = 8 << 20
 _READ_BYTES = 1 << 20

@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.atomic import write_json
-from data_shards.duplicate_findings import CorpusDuplicates, PairDuplicates
 from data_shards.errors import UserError
-from data_shards.finding import Example, Finding, Like, Places
+from data_shards.findings.duplicates import CorpusDuplicates, PairDuplicates
+from data_shards.findings.finding import Example, Finding, Like, Places
+from data_shards.findings.near import NearDuplicates
+from data_shards.findings.pairs import PairShape
+from data_shards.findings.parts import batches, parts_of
+from data_shards.findings.seen import Seen
+from data_shards.findings.shared import CorpusJoin, EvaluationSplit, split_of
+from data_shards.findings.sides import CountTokens, PartChecks
+from data_shards.findings.texts import SYMPTOMS
 from data_shards.manifest import Manifest
-from data_shards.near_findings import NearDuplicates
-from data_shards.pair_findings import PairShape
-from data_shards.part_findings import CountTokens, PartChecks
-from data_shards.parts import batches, parts_of
 from data_shards.reader import CorpusDataset, PairDataset
 from data_shards.samples import Pair, Passage
-from data_shards.seen import Seen
-from data_shards.shared_findings import CorpusJoin, EvaluationSplit, split_of
-from data_shards.text_findings import SYMPTOMS
 
 VALIDATION_NAME = "validation.json"
 

@@ -19,9 +19,10 @@ from typing import Any
 
 from data_shards.atomic import fsync_dir
 from data_shards.errors import UserError
-from data_shards.import_config import ImportConfig
-from data_shards.import_parts import Conversion, Part
-from data_shards.import_plan import (
+from data_shards.importing.config import ImportConfig
+from data_shards.importing.inputs import Input, resolve
+from data_shards.importing.parts import Conversion, Part
+from data_shards.importing.plan import (
     Checked,
     RunParts,
     evaluation_hashes,
@@ -31,13 +32,12 @@ from data_shards.import_plan import (
     serially,
     settings_of,
 )
-from data_shards.import_write import Drops, conflicts, find_drops, write_samples
-from data_shards.inputs import Input, resolve
+from data_shards.importing.refine import CountTokens
+from data_shards.importing.segments import PartRecord, Segment, quarantine_line
+from data_shards.importing.work_folder import keep_only, work_folder
+from data_shards.importing.write import Drops, conflicts, find_drops, write_samples
 from data_shards.manifest import Kind, Manifest
-from data_shards.refine import CountTokens
 from data_shards.rows import Row
-from data_shards.segments import PartRecord, Segment, quarantine_line
-from data_shards.work_folder import keep_only, work_folder
 from data_shards.writer import ShardWriter, refuse_occupied
 
 QUARANTINE_NAME = "quarantine.jsonl"

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.cleaning.config import CleaningConfig
-from data_shards.finding import EXAMPLES
-from data_shards.parts import NO_TEXT, Keys, Part
-from data_shards.seen import Seen, Spot, seen
-from data_shards.text_findings import plural
-from data_shards.text_sample import BottomK
+from data_shards.findings.finding import EXAMPLES
+from data_shards.findings.parts import NO_TEXT, Keys, Part
+from data_shards.findings.seen import Seen, Spot, seen
+from data_shards.findings.text_sample import BottomK
+from data_shards.findings.texts import plural
 
 
 class _Signed(NamedTuple):

@@ -13,16 +13,16 @@ from typing import Any, TypeVar
 
 from data_shards.atomic import atomic_path, fsync_dir, sha256_file
 from data_shards.beir import BeirFolder
-from data_shards.beir_join import build_join, count_queries
 from data_shards.cleaning.config import CleaningConfig
-from data_shards.columnar_rows import parquet_borders
 from data_shards.errors import UserError
-from data_shards.import_config import ImportConfig, OnError
-from data_shards.import_parts import Part
-from data_shards.inputs import Input
+from data_shards.importing.beir_join import build_join, count_queries
+from data_shards.importing.columnar_rows import parquet_borders
+from data_shards.importing.config import ImportConfig, OnError
+from data_shards.importing.inputs import Input
+from data_shards.importing.parts import Part
+from data_shards.importing.segments import quarantine_line
 from data_shards.manifest import Kind
 from data_shards.rows import Row, line_borders
-from data_shards.segments import quarantine_line
 from data_shards.writer import dipole_version
 
 _FORMAT = 1  # of the files in the work folder

@@ -10,8 +10,8 @@ from typing import Literal
 
 from data_shards.atomic import read_json
 from data_shards.beir import BeirFolder
-from data_shards.columns import Columns
 from data_shards.errors import UserError
+from data_shards.importing.columns import Columns
 from data_shards.manifest import MANIFEST_NAME, Kind, Manifest
 
 FileKind = Literal["jsonl", "tsv", "csv", "parquet", "arrow", "tar", "beir"]
@@ -80,7 +80,7 @@ def resolve(location: str | Path, split: str, kind: Kind, columns: Columns) -> R
         UserError: it is missing, of no known kind, or lacks the split.
     """
     if str(location).startswith(_HUB):
-        from data_shards.hub import hub_dataset
+        from data_shards.importing.hub import hub_dataset
 
         found = hub_dataset(str(location).removeprefix(_HUB), split)
         files = [(f"{found.name}@{found.version}/{path.name}", path) for path in found.files]

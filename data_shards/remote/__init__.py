@@ -1,0 +1,1 @@
+"""Shards that lie elsewhere: fetched whole and verified into a bounded cache."""
