@@ -96,8 +96,14 @@ class GlobalOrder:
         self.config = config or OrderConfig()
         lanes = _lanes(batch_size, self.config.lanes)
         self._streams = [
-            Lanes(dataset_id=source.dataset_id, shard_samples=source.shard_samples, lanes=lanes, seed=seed)
-            for source in sources
+            Lanes(
+                # A dataset that is named twice gets two orders.
+                dataset_id=f"{source.dataset_id}#{number}" if number else source.dataset_id,
+                shard_samples=source.shard_samples,
+                lanes=lanes,
+                seed=seed,
+            )
+            for number, source in enumerate(sources)
         ]
         self.lanes = lanes
         """Of each source."""

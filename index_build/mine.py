@@ -261,6 +261,8 @@ def _search_and_filter(
     for start in range(0, len(ordinals), _BLOCK_QUERIES):
         block = np.asarray(queries[start : start + _BLOCK_QUERIES])
         pairs = train.pairs(ordinals[start : start + _BLOCK_QUERIES])
+        if len(pairs) != len(block):
+            raise UserError(f"{train.location} was damaged while it was mined for; mine again")
         near = exact_scores(judge_.vectors, block, index.search(block, config.depth).rows)
         own = positives.of(pairs, block)
         for at, pair in enumerate(pairs):

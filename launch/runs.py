@@ -116,7 +116,7 @@ def _check_data(config: RunConfig) -> tuple[PairDataset, CorpusDataset | None]:
     if not config.data.pairs:
         raise UserError("data.pairs is not set; give a folder made by `dipole shards pairs`")
     pairs = config.pair_source.open(RunFolder(Path(config.run.out)).quarantine("start"))
-    corpus = CorpusDataset(Path(config.data.corpus)) if config.data.corpus else None
+    corpus = CorpusDataset(config.data.corpus, cache=config.cache) if config.data.corpus else None
     if config.refresh.first_step and corpus is None:
         raise UserError(
             "refresh.first_step asks for mining, which needs data.corpus; set it, or refresh.first_step = 0"
