@@ -53,6 +53,8 @@ class ScratchConfig:
     """Hidden size, and the embeddings' dimension."""
     heads: int = 2
     """Attention heads."""
+    feedforward_factor: int = 4
+    """Width of the feed-forward layers, in widths."""
     vocab_size: int = 8192
     """Tokens in the WordPiece vocabulary."""
     dropout: float = 0.0
@@ -60,7 +62,13 @@ class ScratchConfig:
 
     def __post_init__(self) -> None:
         """Check the sizes."""
-        for name, least in (("layers", 1), ("width", 1), ("heads", 1), ("vocab_size", 100)):
+        for name, least in (
+            ("layers", 1),
+            ("width", 1),
+            ("heads", 1),
+            ("feedforward_factor", 1),
+            ("vocab_size", 100),
+        ):
             if getattr(self, name) < least:
                 raise UserError(f"scratch.{name} must be at least {least}, came {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
@@ -123,7 +131,7 @@ def scratch_encoder(config: ScratchConfig, settings: EncoderSettings, texts: Ite
         hidden_size=config.width,
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
-        intermediate_size=4 * config.width,
+        intermediate_size=config.feedforward_factor * config.width,
         max_position_embeddings=max(128, settings.max_tokens),
         hidden_dropout_prob=config.dropout,
         attention_probs_dropout_prob=0.0,
