@@ -19,7 +19,7 @@ from data_shards.manifest import MANIFEST_NAME, Kind, Manifest, ShardEntry, data
 from data_shards.reader import PairDataset, open_dataset
 from data_shards.samples import Pair, Passage
 from data_shards.shard_reader import MAX_SAMPLE_BYTES
-from data_shards.sidecar import SIDECARS, sidecar_path
+from data_shards.sidecar import SIDECARS, read_positives, sidecar_path
 from data_shards.tar import plain_json, read_span, scan_crcs, scan_offsets
 
 MOST_SAMPLES = 20
@@ -122,6 +122,10 @@ def _damages_of_shard(path: Path, entry: ShardEntry, kind: Kind) -> list[Damage]
         found.append(_flipped(path, entry, offsets, crcs))
     else:
         found += _damaged_sidecars(path, {"idx": offsets, "crc": crcs})
+        positives = sidecar_path(path, "pos")
+        if positives.is_file() and read_positives(positives, entry.samples, entry.sha256) is None:
+            what = "it is damaged, or another shard's; delete it, it is made anew when needed"
+            found.append(Damage(shard=positives.name, offset=None, what=what))
     return found + list(_no_samples(path, offsets, kind))
 
 

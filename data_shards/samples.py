@@ -41,6 +41,10 @@ class Passage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         """Return the JSON form used inside samples."""
         return {"id": self.id, "title": self.title, "text": self.text}
 
+    def to_json(self) -> bytes:
+        """Return the payload of a corpus shard's member."""
+        return msgspec.json.encode(self)
+
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> Passage:
         """Read the JSON form; an absent title is an empty one.
@@ -92,15 +96,15 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         row: dict[str, Any] = {
             "query_id": self.query_id,
             "query": self.query,
-            "positives": [passage.to_dict() for passage in self.positives],
-            "negatives": [passage.to_dict() for passage in self.negatives],
+            "positives": self.positives,
+            "negatives": self.negatives,
             "source": self.source,
         }
         if self.weight != 1.0:
             row["weight"] = self.weight
         if self.scores:
-            row["scores"] = list(self.scores)
-        return json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()
+            row["scores"] = self.scores
+        return msgspec.json.encode(row)
 
     @classmethod
     def from_json(cls, payload: bytes) -> Pair:

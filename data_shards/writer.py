@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import AbstractContextManager, ExitStack
 from importlib import metadata
 from pathlib import Path
@@ -108,7 +107,7 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         if isinstance(sample, Pair) != (self.kind == "pairs"):
             raise TypeError(f"a {type(sample).__name__} came for a dataset of kind {self.kind}")
         tar = self._tar or self._open_shard()
-        tar.add(f"{sample_key(self._samples)}.json", encode_sample(sample))
+        tar.add(f"{sample_key(self._samples)}.json", sample.to_json())
         self._samples += 1
         if isinstance(sample, Pair):
             self._positives.append(sample.first_positive_hash)
@@ -149,13 +148,6 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
             weight=self._weight,
         )
         self.manifest.save(self._place)
-
-
-def encode_sample(sample: Pair | Passage) -> bytes:
-    """Return a sample's payload."""
-    if isinstance(sample, Pair):
-        return sample.to_json()
-    return json.dumps(sample.to_dict(), ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def refuse_occupied(out_dir: Path) -> None:

@@ -64,7 +64,7 @@ def verdict(findings: Findings) -> str:
     )
     if findings.fatal:
         names = ", ".join(findings.fatal)
-        return f"Not fit for use: {names}. Mend it, or allow it by name with checks.allow."
+        return f"Not fit for use: {names}. Mend it, or allow it by name (--allow here, --checks.allow at import)."
     allowed = [finding.name for finding in findings.findings if finding.allowed]
     if allowed:
         return f"Fatal findings were allowed: {', '.join(allowed)}{f'; besides, {rest}' if rest else ''}."

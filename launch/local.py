@@ -21,7 +21,7 @@ from data_shards.errors import UserError
 from launch.children import Child
 from launch.config import RunConfig
 from launch.failures import TrainingFailedError
-from launch.runs import prepare_run
+from launch.runs import prepare_run, save_config
 from train.run_folder import RunFolder
 from train.stops import hold
 
@@ -63,6 +63,8 @@ def train_here(config: RunConfig, *, resume: bool = False, on_event: OnEvent = l
         raise UserError(
             f"{run.root} is in use by a training that is running or about to end; wait for it, or stop it"
         )
+    if resume:
+        save_config(run, config)  # with what may change on the way, such as data.on_error
     run.stopped.unlink(missing_ok=True)
     run.failure.unlink(missing_ok=True)
     began = time.time()

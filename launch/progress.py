@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,11 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _log = logging.getLogger(__name__)
+_WORTH_A_LINE_S = 1.0
 
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a callback `(done, total)` that draws a bar on a terminal and logs one line at the end elsewhere."""
+    """Yield a callback `(done, total)` that draws a bar on a terminal; elsewhere what took long is one line at its end."""
     if not sys.stderr.isatty():
         last = (0, 0)
 
@@ -23,8 +25,10 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
             nonlocal last
             last = (done, total)
 
+        began = time.monotonic()
         yield remember
-        _log.info("%s: %s of %s", label, *last)
+        if time.monotonic() - began > _WORTH_A_LINE_S:
+            _log.info("%s: %s of %s", label, *last)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bars:

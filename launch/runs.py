@@ -55,6 +55,22 @@ def prepare_run(config: RunConfig, *, resume: bool) -> RunFolder:
     encoder = build_encoder(config, corpus)
     run.logs.mkdir(parents=True, exist_ok=True)
     save_snapshot(encoder, run.initial)
+    save_config(run, config)
+    # Written last: a folder without it is no run, and is refused above rather than half resumed.
+    write_json(
+        run.identity,
+        {
+            "run_id": secrets.token_hex(4),
+            "pairs": pairs.dataset_id,
+            "corpus": corpus.dataset_id if corpus else None,
+            "dipole": _version(),
+        },
+    )
+    return run
+
+
+def save_config(run: RunFolder, config: RunConfig) -> None:
+    """Write the config that ranks and miner read, its places absolute."""
     absolute = dataclasses.replace(
         config,
         run=dataclasses.replace(config.run, out=str(run.root)),
@@ -67,17 +83,6 @@ def prepare_run(config: RunConfig, *, resume: bool) -> RunFolder:
     )
     with atomic_path(run.config) as temporary:
         temporary.write_text(to_toml(absolute), encoding="utf-8")
-    # Written last: a folder without it is no run, and is refused above rather than half resumed.
-    write_json(
-        run.identity,
-        {
-            "run_id": secrets.token_hex(4),
-            "pairs": pairs.dataset_id,
-            "corpus": corpus.dataset_id if corpus else None,
-            "dipole": _version(),
-        },
-    )
-    return run
 
 
 def load_job(run: RunFolder) -> TrainJob:

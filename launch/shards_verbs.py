@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from data_shards.errors import UserError
 from launch.progress import progress_bar
 
 if TYPE_CHECKING:
-    from data_shards.findings.find import ChecksConfig
+    from data_shards.findings.find import ChecksConfig, Findings
     from data_shards.manifest import Kind
 
 
@@ -53,6 +54,7 @@ class _Import:
 
     def _run(self, kind: Kind, overrides: Sequence[str]) -> dict[str, object]:
         from data_shards.check import summary
+        from data_shards.findings.find import check_places
         from data_shards.importing.importers import ImportTools, import_dataset
         from launch.import_config import load_import_config
 
@@ -60,17 +62,19 @@ class _Import:
             raise UserError(f"--workers must be at least 1, came {self.workers}")
         flags = [f"--{key}={value}" for key, value in self._flags().items() if value is not None]
         sections = load_import_config(self.config, [*flags, *overrides])
+        check_places(sections.checks)  # now, not when all is read and cleaned
         tokenizer = sections.cleaning.tokenizer
+        seen: list[Findings] = []
         with _workers(self.workers, self.ray_address) as run_parts:
             tools = ImportTools(
                 run_parts=run_parts,
                 progress=progress_bar,
                 count_tokens=TokenCounter(folder=tokenizer) if tokenizer else None,
-                validate=_validation(sections.checks, tokenizer),
+                validate=_validation(sections.checks, tokenizer, seen),
             )
             paths = self.input or sections.input.paths
             manifest = import_dataset(kind, paths, self.out, sections.for_data_shards(), tools)
-        return summary(self.out, manifest)
+        return {**summary(self.out, manifest), **_told(seen[-1], self.out)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +153,15 @@ def _workers(
         yield serially
 
 
-def _validation(config: ChecksConfig, tokenizer: str) -> Callable[[Path], None]:
-    """Return the look at a dataset that decides whether it is published."""
+def _told(findings: Findings, out: Path) -> dict[str, object]:
+    """Return what a person should hear of the findings after an import that went well."""
+    counts = Counter("allowed" if finding.allowed else finding.severity for finding in findings.findings)
+    quarantine = {"quarantine": str(out / "quarantine.jsonl")} if (out / "quarantine.jsonl").exists() else {}
+    return {"findings": dict(counts), "validation": str(out / "validation.html"), **quarantine}
+
+
+def _validation(config: ChecksConfig, tokenizer: str, seen: list[Findings]) -> Callable[[Path], None]:
+    """Return the look at a dataset that decides whether it is published; what it finds is added to `seen`."""
 
     def validate(folder: Path) -> None:
         from data_shards.findings.find import find
@@ -159,10 +170,14 @@ def _validation(config: ChecksConfig, tokenizer: str) -> Callable[[Path], None]:
         count_tokens = _counter(tokenizer) if tokenizer else None
         with progress_bar("looking at the texts") as progress:
             findings = find(folder, config, count_tokens=count_tokens, progress=progress)
+        seen.append(findings)
         findings.save(folder)
         report = write_data_report(folder, findings)
         if findings.fatal:
-            names = ", ".join(findings.fatal)
+            told = {
+                finding.name: f"{finding.name} ({finding.count} of {finding.of})" for finding in findings.findings
+            }
+            names = ", ".join(told[name] for name in findings.fatal)
             allow = ",".join([*config.allow, *findings.fatal])
             raise UserError(f"fatal findings: {names}; see {report}, and allow them with --checks.allow={allow}")
 

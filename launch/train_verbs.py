@@ -46,7 +46,11 @@ class Train:
         config = load_config(self.config, [*overrides, *extra])
         with train_progress() as on_event:
             outcome = train_here(config, resume=self.resume, on_event=on_event)
+        skipped = sum(path.read_bytes().count(b"\n") for path in outcome.run.quarantine("any").parent.glob("rank-*"))
+        if skipped:
+            _log.warning("%d damaged samples were left out: %s", skipped, outcome.run.quarantine("rank-*"))
         answer: dict[str, Any] = {"run": str(outcome.run.root), "finished": outcome.finished, "steps": outcome.step}
+        answer |= {"quarantined": skipped} if skipped else {}
         if outcome.finished:
             return answer | {"snapshot": str(outcome.run.final)}
         _log.info("stopped after %d steps; go on with: dipole train %s --resume", outcome.step, outcome.run.config)

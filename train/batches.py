@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_shards.collate import CHUNK_COST, Chunk, pad_chunks
-from data_shards.errors import UserError
+from data_shards.errors import ShardCorruptError, UserError
 from data_shards.negatives import NegativesSource
 from data_shards.order import GlobalOrder
 from data_shards.reader import PairDataset
@@ -143,7 +143,11 @@ class BatchLoader:
 
     def load(self, step: int, negatives: NegativesSource | None) -> StepBatch:
         """Read and tokenise this rank's part of one global batch; a pure function of its arguments."""
-        ordinals, pairs, skipped = self._sound_pairs(step)
+        try:
+            ordinals, pairs, skipped = self._sound_pairs(step)
+        except ShardCorruptError as error:
+            what = f'{error.what} (data.on_error = "quarantine" skips such samples)'
+            raise ShardCorruptError(error.path, error.offset, what) from None
         if bare := next((pair for pair in pairs if not pair.positives), None):
             raise UserError(
                 f"query {bare.query_id} in {self._dataset.location} has no positive passage; import the pairs anew"

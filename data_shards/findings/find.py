@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.atomic import write_json
+from data_shards.beir import BeirFolder
 from data_shards.errors import UserError
 from data_shards.findings.duplicates import CorpusDuplicates, PairDuplicates
 from data_shards.findings.finding import Example, Finding, Like, Places
@@ -127,6 +128,17 @@ class Findings:
         """Write `validation.json`, atomically, and return its place."""
         write_json(folder / VALIDATION_NAME, self.to_dict())
         return folder / VALIDATION_NAME
+
+
+def check_places(config: ChecksConfig) -> None:
+    """Look whether what the config names is there, before anything is read.
+
+    Raises:
+        UserError: an evaluation folder, or its split, is not there.
+    """
+    for place in config.evaluation:
+        folder, split = split_of(place)
+        BeirFolder(folder).qrels_path(split)
 
 
 def find(

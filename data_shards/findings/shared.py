@@ -144,7 +144,8 @@ class CorpusJoin:
                 "positive_not_in_corpus",
                 "fatal" if fatal else "warning",
                 (missing, positives.rows, "positives"),
-                "neither its id nor its text is there: search can never find it; is this the right corpus?" + limit,
+                "neither its id nor its title and text are there: search can never find it; is this the right corpus?"
+                + limit,
                 positive_texts,
                 missing_at,
             ),

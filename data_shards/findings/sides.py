@@ -127,6 +127,6 @@ class PartChecks:
                 count=len(others),
                 of=len(sampled),
                 unit=f"sampled {plural(self._part)}",
-                advice=f"not in {main}, as most are, as far as short texts can tell; is the encoder made for them?",
+                advice=f"not in {main}, as most are, as far as short texts can tell: is the encoder made for them",
                 examples=tuple(others[:EXAMPLES]),
             )

@@ -31,7 +31,6 @@ from data_shards.importing.columns import exact_hash
 from data_shards.importing.repeats import Keys
 from data_shards.rows import Row
 from data_shards.samples import Pair, Passage
-from data_shards.writer import encode_sample
 
 SEGMENT_ROWS = 1 << 16
 SEGMENT_BYTES = 32 << 20
@@ -143,7 +142,7 @@ class SegmentWriter(AbstractContextManager["SegmentWriter"]):
 
     def add(self, sample: Pair | Passage) -> None:
         """Take a sample."""
-        line = encode_sample(sample)
+        line = sample.to_json()
         self._lines.append(line)
         self._bytes += len(line)
         if isinstance(sample, Pair):
@@ -152,7 +151,8 @@ class SegmentWriter(AbstractContextManager["SegmentWriter"]):
         else:
             self._keys += (exact_hash(sample.id), exact_hash(sample.title, sample.text))
         if self._cleaning.near_duplicates:
-            self._unsigned.append(_signed_text(sample))
+            self._unsigned.append(sample.query if isinstance(sample, Pair) else sample.content)
+            self._answers.append(sample.first_positive_hash if isinstance(sample, Pair) else 0)
             if len(self._unsigned) >= _SIGN_AT_ONCE:
                 self._sign()
         if len(self._lines) >= SEGMENT_ROWS or self._bytes >= SEGMENT_BYTES:
@@ -171,6 +171,7 @@ class SegmentWriter(AbstractContextManager["SegmentWriter"]):
         self._bytes = 0
         self._keys: list[int] = []
         self._unsigned: list[str] = []
+        self._answers: list[int] = []
         self._signatures: list[NDArray[np.uint32]] = []
 
     def _end_segment(self) -> None:
@@ -190,8 +191,11 @@ class SegmentWriter(AbstractContextManager["SegmentWriter"]):
         from data_shards.cleaning.near_duplicates import signatures
 
         if self._unsigned:
-            self._signatures.append(signatures(self._unsigned, self._cleaning))
-            self._unsigned = []
+            # Two pairs are nearly the same where their queries are, and their positive is one: with other positives
+            # the signatures share nothing.
+            answers = np.array(self._answers, dtype=np.int64).astype(np.uint32)
+            self._signatures.append(signatures(self._unsigned, self._cleaning) ^ answers[:, None])
+            self._unsigned, self._answers = [], []
 
     def _write(self, name: str, content: bytes) -> None:
         with atomic_path(self._work / name) as temporary:
@@ -212,13 +216,6 @@ def quarantine_line(name: str, row: Row, reason: str) -> bytes:
         "raw": raw[:_RAW_BYTES].decode("utf-8", "replace").rstrip("\r\n"),
     }
     return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
-
-
-def _signed_text(sample: Pair | Passage) -> str:
-    """Return the text by which near-duplicates are found: of a pair, its query with its positives."""
-    if isinstance(sample, Passage):
-        return sample.content
-    return "\n".join([sample.query, *(passage.content for passage in sample.positives)])
 
 
 def _npy(array: NDArray[Any]) -> bytes:

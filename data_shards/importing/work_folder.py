@@ -29,6 +29,9 @@ def work_folder(out: Path) -> Iterator[Path]:
     work = out.parent / f".{out.name}.import"
     try:
         work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{work} cannot be made ({error.strerror}); choose another --out") from None
+    try:
         with locked(work / _LOCK, wait=False) as ours:
             if not ours:
                 raise UserError(f"another import is writing {out}; wait for it, or choose another --out")

@@ -44,7 +44,12 @@ def test_by_default_the_run_ends_with_one_clear_line(damaged: Path, tmp_path: Pa
     offset = int(ShardReader(damaged / "pairs" / SHARD).offsets[ROW])
     (line,) = [line for line in answer["stderr"].splitlines() if line.startswith("dipole: ")]
     assert f"{damaged / 'pairs' / SHARD} at byte {offset}: the sample's bytes do not match its checksum" in line
+    assert 'data.on_error = "quarantine"' in line
     assert answer["stdout"] == ""
+    # What the line says is how the same run goes on.
+    resumed = dipole("train", tmp_path / "run" / "config.toml", "--resume", "--data.on_error=quarantine")
+    assert (resumed["finished"], resumed["steps"]) == (True, _STEPS)
+    assert resumed["quarantined"] == 1
 
 
 def test_in_quarantine_it_trains_to_the_end_on_all_that_is_sound(damaged: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from data_shards.reader import PairDataset
+from launch.config import load_config
 from tests.e2e.conftest import dipole, tiny_toml
 from tests.e2e.watching import Watched, losses, steps_logged
 
@@ -121,14 +122,8 @@ def test_resumed_at_another_world_size_the_order_is_the_same(start: Path, uninte
     found, wanted = losses(run), losses(uninterrupted)
     assert found.keys() == wanted.keys()
     assert max(abs(found[step] - wanted[step]) for step in range(4)) < 0.2
-    pairs = PairDataset(Path(tiny_pairs(run)))
+    pairs = PairDataset(load_config(run / "config.toml").data.pairs)
     order = pairs.order(batch_size=16, seed=1)
     for step in range(12):
         slices = [order.rank_slice(step, rank, 2).tolist() for rank in range(2)]
         assert slices[0] + slices[1] == order.rank_slice(step, 0, 1).tolist()
-
-
-def tiny_pairs(run: Path) -> str:
-    """Read `data.pairs` from a run's config."""
-    line = next(line for line in (run / "config.toml").read_text().splitlines() if line.startswith("pairs = "))
-    return line.split('"')[1]

@@ -133,6 +133,12 @@ def test_a_sidecar_of_another_shard_is_found(corpus: Path, ending: str, data: tu
     )
 
 
+def test_positives_of_another_shard_are_found(pairs: Path) -> None:
+    overwrite(pairs / "train-000000.tar.pos", 0, b"another!")
+    (found,) = lines(pairs)
+    assert found == "train-000000.tar.pos: it is damaged, or another shard's; delete it, it is made anew when needed"
+
+
 def test_an_edited_manifest_is_found(corpus: Path) -> None:
     path = corpus / "manifest.json"
     row = json.loads(path.read_text())

@@ -181,7 +181,7 @@ def test_the_same_library_gives_the_same_data(library: Path, tmp_path: Path) -> 
     for name in ("one", "two"):
         write_docstring_data(tmp_path / name, library=library)
     files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()]
-    assert len(files) == 10
+    assert len(files) == 13
     for path in files:
         assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
 

@@ -126,7 +126,7 @@ def test_the_same_findings_give_the_same_bytes(folder, findings, page, tmp_path)
 
 def test_findings_as_text(folder, findings):
     text = findings_text(findings)
-    assert text.startswith("Not fit for use: pair_without_positive. Mend it, or allow it by name with checks.allow.")
+    assert text.startswith("Not fit for use: pair_without_positive. Mend it, or allow it by name (--allow here, ")
     assert "FATAL      pair_without_positive: 1 of 30 pairs, 3.3%" in text
     assert "· train-000001.tar row 3, id q7: “query 7”" in text
     assert "as in train-000000.tar row 0, id p" in text

@@ -11,6 +11,7 @@ from data_shards.errors import UserError
 from data_shards.importing.config import ImportConfig
 from data_shards.importing.importers import ImportTools, import_dataset
 from data_shards.manifest import Manifest
+from data_shards.reader import PairDataset
 from tests.unit.import_helpers import backwards, imported, jsonl
 
 LONG = "the quick brown fox jumps over the lazy dog while seven bored wizards brew very potent potions near town"
@@ -56,6 +57,24 @@ def test_near_duplicates_are_found_over_parts_and_the_first_stays(
     assert (manifest.samples, manifest.report["near_duplicate"]) == (5, 1)
     plain = import_dataset("corpus", [one, two], tmp_path / "plain", None, tools)
     assert plain.samples == 6
+
+
+def test_pairs_are_nearly_the_same_by_their_queries_and_only_with_one_positive(tmp_path: Path) -> None:
+    """A page that answers many questions keeps them all."""
+    rows = [
+        {"query": LONG, "positive": "the page"},
+        {"query": LONG + " today", "positive": "the page"},
+        {"query": LONG + " today", "positive": "another page"},
+        {"query": "something else entirely that is asked of it", "positive": "the page"},
+    ]
+    config = ImportConfig(cleaning=CleaningConfig(near_duplicates=True))
+    manifest = import_dataset("pairs", [jsonl(tmp_path / "p.jsonl", rows)], tmp_path / "out", config)
+    assert (manifest.samples, manifest.report["near_duplicate"]) == (3, 1)
+    assert [pair.positives[0].text for pair in PairDataset(tmp_path / "out")] == [
+        "the page",
+        "another page",
+        "the page",
+    ]
 
 
 def test_long_documents_become_passages_with_ids_that_lead_back(tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ def test_the_newest_request_wins() -> None:
     wait_for(lambda: len(done) == 3)
     assert done == ["first", "c", "d"]
     prefetcher.close(10)
-    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+    assert not any(thread.is_alive() for thread in prefetcher._started)
 
 
 def test_no_threads_fetch_nothing() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from data_shards.errors import ShardCorruptError
 from data_shards.sidecar import load_crcs, load_offsets, save_sidecar, sidecar_path
-from data_shards.tar import TarWriter, plain_json, read_span, scan_offsets, span_key, split_name, write_tar
+from data_shards.tar import TarWriter, _header, plain_json, read_span, scan_offsets, span_key, split_name, write_tar
 
 MEMBERS = [("a.json", b'{"n":1}'), ("b.json", b"x" * 512), ("c.json", b""), ("d.json", b"y" * 513)]
 STARTS = [0, 1024, 2048, 2560]  # one header each, and 1, 1, 0 and 2 blocks of payload
@@ -57,6 +57,12 @@ def test_a_sample_costs_one_header(shard: Path) -> None:
     assert header[108:124] == b"0000000\0" * 2  # uid, gid
     assert header[257:265] == b"ustar\x0000"
     assert header[265:329] == bytes(64)  # no owner's name
+
+
+@pytest.mark.parametrize("name", ["a.json", "ü/é.json", "x" * 95 + ".json", "p" * 90 + "/" + "q" * 90 + ".json"])
+@pytest.mark.parametrize("size", [0, 1, 511, 8**6, 8**11 - 1])
+def test_a_header_is_what_tarfile_writes(name: str, size: int) -> None:
+    assert _header(name, size) == renamed(name, size)
 
 
 def test_the_same_members_give_the_same_bytes(tmp_path: Path) -> None:
