@@ -278,7 +278,7 @@ def _span_members(buffer: bytes | memoryview, path: Path, offset: int) -> list[t
 
 
 def _header(name: str, size: int) -> bytes:
-    """Return a file's header: owner 0, no date, mode 0644. Made by hand, as `tarfile` takes longer than all the rest."""
+    """Return a file's header: owner 0, no date, mode 0644. `tarfile` would take longer than all the rest."""
     encoded = name.encode()
     if len(encoded) > 100 or size >= 8**11:
         info = tarfile.TarInfo(name)

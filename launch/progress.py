@@ -17,7 +17,7 @@ _WORTH_A_LINE_S = 1.0
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a callback `(done, total)` that draws a bar on a terminal; elsewhere what took long is one line at its end."""
+    """Yield a callback `(done, total)`: a bar on a terminal, elsewhere one line at the end of what took long."""
     if not sys.stderr.isatty():
         last = (0, 0)
 
