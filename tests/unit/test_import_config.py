@@ -90,7 +90,7 @@ def test_fatal_findings_stop_the_import_unless_allowed_by_name(tmp_path: Path, c
     arguments = ["shards", "pairs", "--input", str(path), "--out", str(tmp_path / "out")]
     assert main(arguments) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("dipole: fatal findings: placeholder_positive; see ")
+    assert line.startswith("dipole: fatal findings: placeholder_positive (20 of 40); see ")
     assert line.endswith("--checks.allow=placeholder_positive")
     assert not (tmp_path / "out").exists()
     assert Path(line.partition("see ")[2].partition(",")[0]).is_file()
