@@ -58,7 +58,7 @@ format: $(SETUP)  ## let ruff mend what it can
 
 bench: $(SETUP)  ## every benchmark, one after another
 	@for benchmark in $(wildcard benchmarks/bench_*.py); do \
-	  echo "== $$benchmark"; $(BIN)/python "$$benchmark" $(ARGS); \
+	  echo "== $$benchmark"; $(BIN)/python -m "benchmarks.$$(basename "$$benchmark" .py)" $(ARGS); \
 	done
 
 clean:  ## remove caches; .venv and runs/ stay

@@ -1,6 +1,6 @@
 """Importing a corpus: megabytes of raw text a second, plain, cleaned, and with near-duplicates found.
 
-    python benchmarks/bench_import.py [--data BEIR_DIR] [--copies 4] [--workers 1] [--rounds 3] [--json]
+    python -m benchmarks.bench_import [--data BEIR_DIR] [--copies 4] [--workers 1] [--rounds 3] [--json]
 
 The input is a BEIR folder's corpus, as often as asked with other words at each text's end, or without one made-up
 text of about a kilobyte a passage. The validation report, which reads everything once more, is not in it.

@@ -1,6 +1,6 @@
 """How much of a remote dataset a node fetches in an epoch, on 1, 2, 4 and 8 simulated nodes.
 
-    python benchmarks/bench_locality.py [--shards 256] [--samples-per-shard 200] [--cache-shards 24] [--json]
+    python -m benchmarks.bench_locality [--shards 256] [--samples-per-shard 200] [--cache-shards 24] [--json]
 
 Each node has a cache of its own that holds few shards, and reads its slice of every global batch of one epoch from an
 object store (fsspec's, in memory). Told are the bytes fetched as a share of the dataset, and how many shards were

@@ -1,6 +1,6 @@
 """How well the global order shuffles, against a permutation of everything and against webdataset's way.
 
-    python benchmarks/bench_order.py [--shards 512] [--samples-per-shard 2000] [--batch 1024] [--json]
+    python -m benchmarks.bench_order [--shards 512] [--samples-per-shard 2000] [--batch 1024] [--json]
 
 Three numbers of one epoch, for each order:
   shards a batch       different shards in a batch: the more, the less a batch is of one kind

@@ -1,9 +1,10 @@
 """How much of a batch is padding, on real texts of uneven length.
 
-    python benchmarks/bench_padding.py --data BEIR_DIR [--split train] [--json]
+    python -m benchmarks.bench_padding [--data BEIR_DIR] [--split train] [--json]
 
-The split's pairs are cut into chunks as training does it, for batches and token budgets of several sizes, and as
-most trainers do it: each mini-batch of 32 in the order it came, padded to its longest.
+The split's pairs (without data: made-up ones, their lengths log-normal) are cut into chunks as training does it, for
+batches and token budgets of several sizes, and as most trainers do it: each mini-batch of 32 in the order it came,
+padded to its longest.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ Int64s = NDArray[np.int64]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--split", default="train")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    queries, passages = lengths(options.data, options.split)
+    queries, passages = lengths(options.data, options.split) if options.data else made_up_lengths()
     draw = np.random.default_rng(0)
     found: dict[str, dict[str, float]] = {}
     for batch in (128, 256, 1024):
@@ -44,7 +45,19 @@ def main() -> None:
             cut = [chunks_by_tokens(side, budget, CHUNK_COST) for side in sides]
             found[f"batch {batch}, budget {budget}"] = padding(sides, cut)
     rows = {name: f"{row['padding']:6.1%} padding, {row['chunks']:5.1f} chunks" for name, row in found.items()}
-    show(f"{options.data.name}: {len(queries):,} pairs", rows, {"padding": found}, options.json)
+    show(
+        f"{options.data.name if options.data else 'made up'}: {len(queries):,} pairs",
+        rows,
+        {"padding": found},
+        options.json,
+    )
+
+
+def made_up_lengths() -> tuple[Int64s, Int64s]:
+    """Return lengths of 20,000 pairs, spread as those of many corpora are."""
+    draw = np.random.default_rng(0)
+    query, passage = draw.lognormal(2.4, 0.5, 20_000), draw.lognormal(4.4, 0.6, 20_000)
+    return np.clip(query, 3, 48).astype(np.int64), np.clip(passage, 5, 256).astype(np.int64)
 
 
 def lengths(data: Path, split: str) -> tuple[Int64s, Int64s]:

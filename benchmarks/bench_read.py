@@ -1,6 +1,6 @@
 """Reading training samples, against webdataset; two processes; a resume; memory over many samples.
 
-    python benchmarks/bench_read.py [--samples 100000] [--rounds 5] [--memory-samples 10000000] [--json]
+    python -m benchmarks.bench_read [--samples 100000] [--rounds 5] [--memory-samples 10000000] [--json]
 
 Both sides end with a decoded sample (webdataset: a dictionary; Dipole: a checked `Pair`), and read forward or
 shuffled: webdataset through `.shuffle(5000)`, Dipole in the global order, as training does, over 64 lanes. Dipole
