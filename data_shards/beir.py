@@ -88,3 +88,9 @@ class BeirFolder:
             if path.is_file():
                 return path
         raise UserError(f"{self.folder} has no {name} or {name}.gz; wanted a BEIR folder")
+
+
+def folder_and_split(place: str) -> tuple[str, str]:
+    """Take `FOLDER:SPLIT` apart; where no split is named it is `test`. Either may come out empty."""
+    folder, colon, split = place.rpartition(":")
+    return (folder, split) if colon else (place, "test")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_shards.beir import BeirFolder
+from data_shards.beir import BeirFolder, folder_and_split
 from data_shards.cleaning.config import CleaningConfig
 from data_shards.cleaning.words import UINT64, HashArray, folded_words, hashes_of, run_hashes
 from data_shards.errors import UserError
@@ -70,7 +70,7 @@ class _Source:
         self.path = Path(place)
         self._beir = None
         if not self.path.is_file():
-            folder, _, split = place.rpartition(":") if ":" in place else (place, "", "test")
+            folder, split = folder_and_split(place)
             if not Path(folder).is_dir():
                 wanted = "wanted FOLDER:SPLIT of a BEIR folder, or a .txt or .jsonl file"
                 raise UserError(f"cleaning.decontaminate: {place} does not exist; {wanted}")

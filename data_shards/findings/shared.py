@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.beir import BeirFolder
+from data_shards.beir import BeirFolder, folder_and_split
 from data_shards.errors import UserError
 from data_shards.findings.finding import EXAMPLES
 from data_shards.findings.parts import NO_TEXT, Keys, Part, batches, id_key, key_of, parts_of
@@ -199,7 +199,7 @@ def split_of(name: str) -> tuple[Path, str]:
     Raises:
         UserError: it names nothing.
     """
-    folder, split = name.rsplit(":", 1) if ":" in name else (name, "test")
+    folder, split = folder_and_split(name)
     if not folder or not split:
         raise UserError(f"checks.evaluation holds {name!r}; wanted FOLDER:SPLIT, such as scifact:test")
     return Path(folder), split

@@ -1,8 +1,8 @@
 """Raw text in, shards out: a dataset is made of whatever files the user has.
 
 Three phases, each in memory that does not grow with the input. Parts of the inputs are made clean one by one, by as
-many processes as there are (`import_parts`); what repeats is found over all of them by sorted hashes (`repeats`);
-what stays is written in the inputs' order (`import_write`). The same inputs and settings give the same bytes, whoever
+many processes as there are (`parts`); what repeats is found over all of them by sorted hashes (`repeats`);
+what stays is written in the inputs' order (`write`). The same inputs and settings give the same bytes, whoever
 worked on them; a killed import goes on where it was.
 """
 

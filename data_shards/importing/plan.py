@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data_shards.atomic import atomic_path, fsync_dir, sha256_file
-from data_shards.beir import BeirFolder
+from data_shards.beir import BeirFolder, folder_and_split
 from data_shards.cleaning.config import CleaningConfig
 from data_shards.errors import UserError
 from data_shards.importing.beir_join import build_join, count_queries
@@ -98,7 +98,7 @@ def evaluation_hashes(cleaning: CleaningConfig) -> tuple[str, ...]:
         if path.is_file():
             found.append(path)
         else:
-            folder, _, split = place.rpartition(":") if ":" in place else (place, "", "test")
+            folder, split = folder_and_split(place)
             if Path(folder).is_dir():  # if not, the cleaner says what is wrong
                 beir = BeirFolder(folder)
                 found += [*beir.files, beir.qrels_path(split)]
