@@ -7,28 +7,32 @@ leaves only a `.tmp-…` that no reader takes; where it is a folder, the next wr
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from data_shards.errors import UserError
 
 _READ_BLOCK_BYTES = 1 << 20
+_CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # what file systems answer that know no such thing
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write a file to; rename it to `path` if the block ends well.
 
-    The temporary name holds the process id, so that two writers never share one; on an exception it is removed.
+    No two writers share a temporary name, be they threads or on machines with one file system; on an exception the
+    file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".tmp-{os.getpid()}-{path.name}"
+    temporary = _temporary(path)
     try:
         yield temporary
         fsync_file(temporary)
@@ -36,6 +40,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         fsync_dir(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.parent / f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{path.name}"
 
 
 @contextmanager
@@ -50,7 +58,7 @@ def atomic_dir(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".tmp-*-{path.name}"):
         shutil.rmtree(leftover, ignore_errors=True)
-    temporary = path.parent / f".tmp-{os.getpid()}-{path.name}"
+    temporary = _temporary(path)
     temporary.mkdir()
     try:
         yield temporary
@@ -61,6 +69,22 @@ def atomic_dir(path: Path) -> Iterator[Path]:
         fsync_dir(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def allocate(file: IO[bytes], size: int) -> None:
+    """Take an open file's room on the disk, filled with zeros: others then count it, and a full disk shows now.
+
+    Raises:
+        OSError: there is no room.
+    """
+    if size == 0:
+        return
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno not in _CANNOT_RESERVE:
+            raise
+        os.truncate(file.fileno(), size)
 
 
 def fsync_file(path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_shards.errors import UserError
 from data_shards.qrels import Qrels, read_qrels
-from data_shards.rows import read_jsonl
+from data_shards.rows import Row, read_jsonl
 from data_shards.samples import Passage
 
 
@@ -52,7 +52,7 @@ class BeirFolder:
         """
         for row in read_jsonl(self._corpus):
             title, text = row.values.get("title") or "", row.values.get("text")
-            if "_id" not in row.values or not isinstance(text, str) or not isinstance(title, str):
+            if not has_id(row) or not isinstance(text, str) or not isinstance(title, str):
                 raise row.error("wanted `_id` and `text` (and `title`, if any) of a passage")
             yield Passage(id=str(row.values["_id"]), title=title, text=text)
 
@@ -64,7 +64,7 @@ class BeirFolder:
         """
         queries: dict[str, str] = {}
         for row in read_jsonl(self._queries):
-            if "_id" not in row.values or not isinstance(row.values.get("text"), str):
+            if not has_id(row) or not isinstance(row.values.get("text"), str):
                 raise row.error("wanted `_id` and `text` of a query")
             queries[str(row.values["_id"])] = row.values["text"]
         return queries
@@ -88,6 +88,11 @@ class BeirFolder:
             if path.is_file():
                 return path
         raise UserError(f"{self.folder} has no {name} or {name}.gz; wanted a BEIR folder")
+
+
+def has_id(row: Row) -> bool:
+    """Tell whether a row of queries or passages has an id that judgements can name."""
+    return isinstance(row.values.get("_id"), str | int) and row.values["_id"] != ""
 
 
 def folder_and_split(place: str) -> tuple[str, str]:

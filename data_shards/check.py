@@ -19,7 +19,7 @@ from data_shards.manifest import MANIFEST_NAME, Kind, Manifest, ShardEntry, data
 from data_shards.reader import PairDataset, open_dataset
 from data_shards.samples import Pair, Passage
 from data_shards.shard_reader import MAX_SAMPLE_BYTES
-from data_shards.sidecar import SIDECARS, read_positives, sidecar_path
+from data_shards.sidecar import SEAL_BYTES, read_positives, read_sidecar, sidecar_bytes, sidecar_path
 from data_shards.tar import plain_json, read_span, scan_crcs, scan_offsets
 
 MOST_SAMPLES = 20
@@ -78,11 +78,11 @@ def sample(folder: Path, count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Return some samples, drawn without repetition; the same seed draws the same.
 
     Raises:
-        UserError: the folder is no dataset, or `count` is negative.
+        UserError: the folder is no dataset, or `count` is below 1.
     """
     dataset = open_dataset(folder)
-    if count < 0:
-        raise UserError(f"{count} samples were asked for; wanted 0 or more")
+    if count < 1:
+        raise UserError(f"{count} samples were asked for; set --n to 1 or more")
     ordinals = random.Random(seed).sample(range(len(dataset)), min(count, len(dataset)))
     drawn = dataset.pairs(ordinals) if isinstance(dataset, PairDataset) else dataset.passages(ordinals)
     return [msgspec.to_builtins(item) for item in drawn]
@@ -121,7 +121,7 @@ def _damages_of_shard(path: Path, entry: ShardEntry, kind: Kind) -> list[Damage]
     if sha256_file(path) != entry.sha256:
         found.append(_flipped(path, entry, offsets, crcs))
     else:
-        found += _damaged_sidecars(path, {"idx": offsets, "crc": crcs})
+        found += _damaged_sidecars(path, entry, {"idx": offsets, "crc": crcs})
         positives = sidecar_path(path, "pos")
         if positives.is_file() and read_positives(positives, entry.samples, entry.sha256) is None:
             what = "it is damaged, or another shard's; delete it, it is made anew when needed"
@@ -131,8 +131,9 @@ def _damages_of_shard(path: Path, entry: ShardEntry, kind: Kind) -> list[Damage]
 
 def _flipped(path: Path, entry: ShardEntry, offsets: NDArray[np.uint64], crcs: NDArray[np.uint32]) -> Damage:
     """Say where a shard differs from what was written: its checksums, sample by sample, know."""
-    stored = _read_sidecar(path, "crc")
-    differing = np.flatnonzero(stored != crcs).tolist() if len(stored) == len(crcs) else []
+    place = sidecar_path(path, "crc")
+    stored = read_sidecar(place, "crc") if place.exists() else None
+    differing = np.flatnonzero(stored != crcs).tolist() if stored is not None and len(stored) == len(crcs) else []
     # Where all differ the sidecar is another shard's, or the shard is.
     if not 0 < len(differing) < max(2, len(crcs)):
         what = f"its checksum is not the manifest's {entry.sha256[:12]}…, and which sample differs cannot be told"
@@ -143,14 +144,15 @@ def _flipped(path: Path, entry: ShardEntry, offsets: NDArray[np.uint64], crcs: N
     return Damage(shard=entry.path, offset=int(offsets[row]), what=what)
 
 
-def _damaged_sidecars(path: Path, wanted: dict[str, NDArray[Any]]) -> Iterator[Damage]:
+def _damaged_sidecars(path: Path, entry: ShardEntry, wanted: dict[str, NDArray[Any]]) -> Iterator[Damage]:
     """Compare the sidecars of a sound tar with it, before a reader would mend them, or trust them."""
     for ending, values in wanted.items():
         place = sidecar_path(path, ending)
         if not place.exists():
             continue  # made when it is needed
-        right, found = values.astype(SIDECARS[ending]).tobytes(), place.read_bytes()
-        if found != right:
+        right, found = sidecar_bytes(ending, values, entry.sha256), place.read_bytes()
+        is_old = ending == "crc" and found == right[:-SEAL_BYTES]  # without a seal: made anew when it is next read
+        if found != right and not is_old:
             shared = min(len(right), len(found))
             pieces = (np.frombuffer(data[:shared], dtype=np.uint8) for data in (right, found))
             differing = np.flatnonzero(np.not_equal(*pieces))
@@ -188,11 +190,3 @@ def _spans(path: Path, offsets: NDArray[np.uint64]) -> Iterator[tuple[int, int, 
         for row, (begin, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
             file.seek(begin, os.SEEK_SET)
             yield row, begin, file.read(min(end - begin, MAX_SAMPLE_BYTES + 1))
-
-
-def _read_sidecar(path: Path, ending: str) -> NDArray[Any]:
-    place = sidecar_path(path, ending)
-    stored = np.dtype(SIDECARS[ending])
-    if not place.exists() or place.stat().st_size % stored.itemsize:
-        return np.empty(0, dtype=stored)
-    return np.fromfile(place, dtype=stored)

@@ -45,6 +45,7 @@ def pad_chunks(
     tokens_per_chunk: int,
     chunk_cost: int = CHUNK_COST,
     multiple_of: int = 1,
+    rows_multiple_of: int = 1,
 ) -> list[Chunk]:
     """Cut tokenised texts into padded chunks, longest first.
 
@@ -54,6 +55,7 @@ def pad_chunks(
         tokens_per_chunk: see `chunks_by_tokens`.
         chunk_cost: see `chunks_by_tokens`.
         multiple_of: chunks are padded to a multiple of this length, so that they come in fewer shapes.
+        rows_multiple_of: see `chunks_by_tokens`; for the same end.
 
     Returns:
         Chunks whose `rows` together hold each position of `token_ids` once.
@@ -63,7 +65,7 @@ def pad_chunks(
     begins = np.cumsum(lengths) - lengths
     chunks = []
     padded = -(-lengths // multiple_of) * multiple_of
-    for rows in chunks_by_tokens(padded, tokens_per_chunk, chunk_cost):
+    for rows in chunks_by_tokens(padded, tokens_per_chunk, chunk_cost, rows_multiple_of):
         columns = np.arange(padded[rows[0]])
         mask = columns < lengths[rows, None]
         input_ids = np.full(mask.shape, pad_id, dtype=np.int64)

@@ -77,6 +77,8 @@ class Manifest:
     """As the source states it."""
     weight: float = 1.0
     """The dataset's share where several are mixed."""
+    with_teacher: int | None = None
+    """Pairs of which a teacher scored all passages, so that one can distil from it; None where nobody counted."""
     report: dict[str, Any] = field(default_factory=dict)
     """What cleaning read, kept and dropped."""
     made_by: dict[str, Any] = field(default_factory=dict)
@@ -94,6 +96,8 @@ class Manifest:
             raise ValueError(f"kind {self.kind!r} is none of {', '.join(FIELDS)}")
         if not isinstance(self.weight, int | float) or not 0 < self.weight < math.inf:
             raise ValueError(f"weight {self.weight!r} is no number above 0")
+        if not (self.with_teacher is None or isinstance(self.with_teacher, int)):
+            raise ValueError(f"with_teacher {self.with_teacher!r} is no whole number")
 
     @property
     def samples(self) -> int:

@@ -12,11 +12,14 @@ a temporary name and renamed. Passages are in it with their texts, so that the t
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -25,18 +28,21 @@ from numpy.typing import NDArray
 from data_shards.atomic import atomic_dir, read_json, sha256_file, write_json
 from data_shards.errors import ShardCorruptError, UserError
 from data_shards.manifest import MANIFEST_NAME, ShardEntry
+from data_shards.npy import npy_bytes
 from data_shards.samples import Passage
 from data_shards.shard_reader import ShardReader
 from data_shards.sidecar import save_sidecars
 from data_shards.tar import write_tar
 
 _VERSION_NAME = re.compile(r"v(\d{6,})")
+_OPEN_SHARDS = 128  # two for each of 64 lanes
+_DIGITS = 6  # of scores, behind the point
 
 
 class NegativesSource(Protocol):
     """What the trainer needs of mined negatives."""
 
-    def negatives(self, stem: str, row: int) -> list[Passage]:
+    def mined(self, stem: str, row: int) -> list[MinedNegative]:
         """Return the negatives of one training sample, best first; none where there are none."""
         ...
 
@@ -47,6 +53,8 @@ class MinedNegative(NamedTuple):
     passage: Passage
     score: float
     """Its similarity to the query, by the snapshot that mined it."""
+    teacher: float | None = None
+    """A teacher model's score of it, to distil from; None where none was asked."""
 
 
 class NegativesRow(NamedTuple):
@@ -60,6 +68,12 @@ class NegativesRow(NamedTuple):
     """Its member's key there."""
     negatives: list[MinedNegative]
     """Best first."""
+
+
+class _OpenShard(NamedTuple):
+    reader: ShardReader
+    rows: NDArray[np.int64]
+    """Which rows of the training shard its samples are of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +121,9 @@ class NegativesVersion:
         """Take over a verified folder; use `open`."""
         self.folder = folder
         self.manifest = manifest
-        self._readers = {shard.stem: ShardReader(folder / shard.path, shard) for shard in manifest.shards}
-        self._rows = {shard.stem: _load_rows(folder, shard) for shard in manifest.shards}
+        self._shards = {shard.stem: shard for shard in manifest.shards}
+        self._open: OrderedDict[str, _OpenShard] = OrderedDict()
+        self._lock = Lock()
 
     @classmethod
     def open(cls, root: Path, version: int, dataset_id: str | None = None) -> NegativesVersion:
@@ -140,23 +155,39 @@ class NegativesVersion:
         return sum(shard.samples for shard in self.manifest.shards)
 
     def mined(self, stem: str, row: int) -> list[MinedNegative]:
-        """Return the negatives of one training sample with their scores, best first; none where there are none."""
-        reader = self._readers.get(stem)
-        if reader is None:
+        """Return the negatives of one training sample with their scores, best first; none where there are none.
+
+        Raises:
+            ShardCorruptError: what is there is damaged.
+        """
+        if stem not in self._shards:
             return []
-        at = int(np.searchsorted(self._rows[stem], row))
-        if at == len(self._rows[stem]) or self._rows[stem][at] != row:
+        reader, rows = self._shard(stem)
+        at = int(np.searchsorted(rows, row))
+        if at == len(rows) or rows[at] != row:
             return []
+        payload = reader.payload(at)
         try:
-            found = json.loads(reader.payload(at))["negatives"]
-            return [MinedNegative(Passage.from_dict(negative), float(negative["score"])) for negative in found]
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            return [_negative_of(negative) for negative in json.loads(payload)["negatives"]]
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             what = f"row {at} holds no mined negatives ({type(error).__name__}: {error})"
             raise ShardCorruptError(reader.path, int(reader.offsets[at]), what) from None
 
     def negatives(self, stem: str, row: int) -> list[Passage]:
         """Return the negatives of one training sample, best first; none where there are none."""
         return [negative.passage for negative in self.mined(stem, row)]
+
+    def _shard(self, stem: str) -> _OpenShard:
+        """Return an open shard; the least recently used are let go, since each takes two descriptors."""
+        with self._lock:
+            found = self._open.pop(stem, None)
+            if found is None:
+                shard = self._shards[stem]
+                found = _OpenShard(ShardReader(self.folder / shard.path, shard), _load_rows(self.folder, shard))
+            self._open[stem] = found
+            if len(self._open) > _OPEN_SHARDS:
+                self._open.popitem(last=False)
+        return found
 
 
 def write_negatives(root: Path, manifest: NegativesManifest, rows: Iterable[NegativesRow]) -> Path:
@@ -212,7 +243,7 @@ def _write_shard(place: Path, stem: str, touched: Iterable[NegativesRow]) -> Neg
             if rows and entry.row <= rows[-1]:
                 raise ValueError(f"row {entry.row} of {stem} came after row {rows[-1]}; sort them by shard and row")
             rows.append(entry.row)
-            found = [{**passage.to_dict(), "score": round(float(score), 6)} for passage, score in entry.negatives]
+            found = [_row_of(negative) for negative in entry.negatives]
             payload = json.dumps({"negatives": found}, ensure_ascii=False, separators=(",", ":"))
             yield f"{entry.key}.json", payload.encode()
 
@@ -223,7 +254,7 @@ def _write_shard(place: Path, stem: str, touched: Iterable[NegativesRow]) -> Neg
         return None
     save_sidecars(path, summary)
     rows_path = _rows_path(place, stem)
-    np.save(rows_path, np.array(rows, dtype=np.int64), allow_pickle=False)
+    rows_path.write_bytes(npy_bytes(np.array(rows, dtype=np.int64)))
     return NegativesShard(
         path=path.name,
         samples=len(rows),
@@ -231,6 +262,26 @@ def _write_shard(place: Path, stem: str, touched: Iterable[NegativesRow]) -> Neg
         sha256=summary.sha256,
         rows_sha256=sha256_file(rows_path),
     )
+
+
+def _row_of(negative: MinedNegative) -> dict[str, Any]:
+    """Return the JSON form; where there is no teacher's score it is as before there were any."""
+    row: dict[str, Any] = {**negative.passage.to_dict(), "score": round(float(negative.score), _DIGITS)}
+    if negative.teacher is not None:
+        row["teacher"] = round(_finite(negative.teacher), _DIGITS)
+    return row
+
+
+def _negative_of(row: dict[str, Any]) -> MinedNegative:
+    teacher = row.get("teacher")
+    score = float(row["score"])
+    return MinedNegative(Passage.from_dict(row), score, None if teacher is None else _finite(teacher))
+
+
+def _finite(teacher: Any) -> float:
+    if not math.isfinite(score := float(teacher)):
+        raise ValueError(f"a teacher's score is {score}, wanted a finite number")
+    return score
 
 
 def _rows_path(folder: Path, stem: str) -> Path:

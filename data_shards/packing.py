@@ -9,7 +9,9 @@ import numpy as np
 IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
-def chunks_by_tokens(lengths: Sequence[int] | IntArray, tokens_per_chunk: int, chunk_cost: int = 0) -> list[IntArray]:
+def chunks_by_tokens(
+    lengths: Sequence[int] | IntArray, tokens_per_chunk: int, chunk_cost: int = 0, rows_multiple_of: int = 1
+) -> list[IntArray]:
     """Sort by length and cut where padding and the number of chunks together cost least.
 
     Of all cuts of the sorted lengths into chunks within the budget this is the cheapest, where a chunk costs its
@@ -20,6 +22,7 @@ def chunks_by_tokens(lengths: Sequence[int] | IntArray, tokens_per_chunk: int, c
         tokens_per_chunk: most tokens a chunk may hold, padding counted. A single longer text gets a chunk of
             its own.
         chunk_cost: what one more chunk costs, in tokens: the more, the fewer chunks and the more padding.
+        rows_multiple_of: every chunk has a multiple of so many texts, but for the one with the shortest.
 
     Returns:
         Positions into `lengths`, each exactly once, longest first: a budget that does not fit into memory then fails
@@ -29,13 +32,14 @@ def chunks_by_tokens(lengths: Sequence[int] | IntArray, tokens_per_chunk: int, c
         raise ValueError(f"tokens_per_chunk must be at least 1, came {tokens_per_chunk}")
     sizes = np.asarray(lengths, dtype=np.int64)
     order = np.argsort(-sizes, kind="stable")
-    descending = np.maximum(sizes[order], 1)
-    costs = np.zeros(len(order) + 1, dtype=np.int64)  # of the cheapest cut from each text to the end
-    stops = np.zeros(len(order), dtype=np.int64)
-    counts = np.arange(1, len(order) + 1, dtype=np.int64)
-    for start in range(len(order) - 1, -1, -1):
+    # Neighbours that stay together count as one text, as long as all of them.
+    descending = rows_multiple_of * np.maximum(sizes[order], 1)[::rows_multiple_of]
+    costs = np.zeros(len(descending) + 1, dtype=np.int64)  # of the cheapest cut from each text to the end
+    stops = np.zeros(len(descending), dtype=np.int64)
+    counts = np.arange(1, len(descending) + 1, dtype=np.int64)
+    for start in range(len(descending) - 1, -1, -1):
         longest = int(descending[start])
-        most = min(max(1, tokens_per_chunk // longest), len(order) - start)
+        most = min(max(1, tokens_per_chunk // longest), len(descending) - start)
         options = counts[:most] * longest + costs[start + 1 : start + most + 1]
         # The largest of equally cheap chunks: argmin alone would take the smallest.
         best = most - 1 - int(np.argmin(options[::-1]))
@@ -43,7 +47,7 @@ def chunks_by_tokens(lengths: Sequence[int] | IntArray, tokens_per_chunk: int, c
         stops[start] = start + best + 1
     chunks: list[IntArray] = []
     start = 0
-    while start < len(order):
-        chunks.append(order[start : stops[start]])
+    while start < len(descending):
+        chunks.append(order[start * rows_multiple_of : stops[start] * rows_multiple_of])
         start = int(stops[start])
     return chunks

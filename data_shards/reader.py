@@ -104,6 +104,12 @@ class PairDataset:
         """Return how many pairs there are."""
         return len(self._shards)
 
+    @property
+    def with_teacher(self) -> int | None:
+        """How many pairs have a teacher's score for every passage; None where a manifest does not say."""
+        counts = [manifest.with_teacher for manifest in self.manifests]
+        return None if None in counts else sum(count or 0 for count in counts)
+
     def __iter__(self) -> Iterator[Pair]:
         """Yield every pair, in order; those in quarantine are left out."""
         for shard in range(len(self.shard_stems)):
@@ -221,6 +227,17 @@ class CorpusDataset:
             ShardCorruptError: a shard is damaged, and there is no quarantine.
         """
         return self._shards.read(ordinals)[1]
+
+    def sound_passages(self, ordinals: Ordinals) -> tuple[Int64s, list[Passage]]:
+        """Return those of the ordinals whose passages can be read, and these passages; see `passages`."""
+        places, passages = self._shards.read(ordinals)
+        return np.asarray(ordinals, dtype=np.int64)[places], passages
+
+    def order(self, *, batch_size: int, seed: int, config: OrderConfig | None = None) -> GlobalOrder:
+        """Return the global order of these passages, for training on them."""
+        samples = tuple(shard.samples for shard in self.manifest.shards)
+        source = OrderSource(dataset_id=self.dataset_id, shard_samples=samples)
+        return GlobalOrder(sources=[source], batch_size=batch_size, seed=seed, config=config)
 
 
 def open_dataset(location: Location, cache: CacheConfig | None = None) -> PairDataset | CorpusDataset:

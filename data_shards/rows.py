@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple, TextIO, cast
 
 import msgspec
 
+from data_shards.encodings import not_utf8, undecoded
 from data_shards.errors import UserError
 
 _LINE_BYTES = 64 << 20  # also of a cell: the csv module's own limit, 128 kB, is less than some passages
@@ -77,20 +78,25 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
+def open_text(path: Path, newline: str | None = None, errors: str = "strict") -> Iterator[TextIO]:
     """Open a UTF-8 text, plain or gzip by its name; a byte order mark is passed over.
+
+    Args:
+        path: the file.
+        newline: as `open` takes it.
+        errors: as `open` takes it: what becomes of bytes that are no UTF-8.
 
     Raises:
         UserError: it is missing, damaged or no UTF-8, also where that shows only while it is read.
     """
     opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8-sig", newline=newline) as file:
+        with opener(path, "rt", encoding="utf-8-sig", newline=newline, errors=errors) as file:
             yield cast(TextIO, file)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from None
+        raise UserError(f"{path} is {not_utf8(error.object, error.reason)}") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path} is a damaged gzip file ({error}); fetch it again") from None
 
@@ -120,7 +126,7 @@ def jsonl_rows(path: Path, begin: int = 0, end: int | None = None) -> Iterator[R
             continue
         try:
             yield Row(decode(line), path, number, base=begin)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             if line.strip():
                 yield _slowly(line, path, number, begin)
 
@@ -141,8 +147,7 @@ def tsv_rows(path: Path, begin: int = 0, end: int | None = None) -> Iterator[Row
         try:
             cells = line.rstrip(b"\r\n").decode().split("\t")
         except UnicodeDecodeError as error:
-            problem = f"not UTF-8 text ({error.reason}); convert the file"
-            yield Row({}, path, number, base=begin, problem=problem, raw=line)
+            yield Row({}, path, number, base=begin, problem=not_utf8(line, error.reason), raw=line)
             continue
         if len(cells) != len(header):
             problem = _uneven(cells, header)
@@ -158,19 +163,18 @@ def csv_rows(path: Path) -> Iterator[Row]:
         UserError: the file is missing or damaged, a quote is never closed, or its header does not name columns.
     """
     csv.field_size_limit(_LINE_BYTES)
-    with open_text(path, newline="") as file:
+    with open_text(path, newline="", errors="surrogateescape") as file:
         reader = csv.reader(file, _Csv)
         try:
             header = next(reader, None)
             if header is None:
                 return
+            if (raw := undecoded(header)) is not None:
+                raise UserError(f"{path} is {not_utf8(raw, 'in the header line')}")
             _check_header(header, path)
             for cells in reader:
-                if cells and len(cells) != len(header):
-                    raw = ",".join(cells).encode()
-                    yield Row({}, path, reader.line_num, problem=_uneven(cells, header), raw=raw)
-                elif cells:
-                    yield Row(dict(zip(header, cells, strict=True)), path, reader.line_num)
+                if cells:
+                    yield _csv_row(cells, header, path, reader.line_num)
         except csv.Error as error:
             # Not to be set aside as one row: behind an open quote, all the rest of the file is missing.
             raise UserError(f"{path}, line {reader.line_num}: malformed table ({error})") from None
@@ -189,6 +193,14 @@ def line_borders(path: Path, piece_bytes: int) -> list[int]:
     if borders[-1] < size:
         borders.append(size)
     return borders
+
+
+def _csv_row(cells: list[str], header: list[str], path: Path, number: int) -> Row:
+    if (raw := undecoded(cells)) is not None:
+        return Row({}, path, number, problem=not_utf8(raw), raw=raw)
+    if len(cells) != len(header):
+        return Row({}, path, number, problem=_uneven(cells, header), raw=",".join(cells).encode())
+    return Row(dict(zip(header, cells, strict=True)), path, number)
 
 
 class _Csv(csv.excel):
@@ -226,7 +238,7 @@ def _slowly(line: bytes, path: Path, number: int, begin: int) -> Row:
     except UnicodeEncodeError:
         problem = "it holds half a surrogate pair (\\ud800 to \\udfff), which is no text"
     except UnicodeDecodeError as error:
-        problem = f"not UTF-8 text ({error.reason} at byte {error.start} of the line); convert the file"
+        problem = not_utf8(line, f"{error.reason} at byte {error.start} of the line")
     except RecursionError:
         problem = "not JSON (nested too deep)"
     return Row({}, path, number, base=begin, problem=problem, raw=line)
@@ -238,7 +250,7 @@ def _header(path: Path) -> list[str]:
     try:
         header = line.rstrip(b"\r\n").decode().split("\t")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason} in the header line); convert it") from None
+        raise UserError(f"{path} is {not_utf8(line, f'{error.reason} in the header line')}") from None
     _check_header(header, path)
     return header
 

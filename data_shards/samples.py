@@ -6,14 +6,15 @@ import hashlib
 import json
 import math
 import unicodedata
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 # Structs instead of dataclasses: a shard's JSON is decoded straight into them, checked on the way, eight times as
 # fast as through dictionaries. They can hold no cycles, so the garbage collector need not track them.
 
-
+_Item = TypeVar("_Item")
 _Relevance = Annotated[float, msgspec.Meta(ge=0)]
 
 
@@ -81,6 +82,40 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How much the pair counts in the loss."""
     scores: tuple[_Relevance, ...] = ()
     """Graded relevance of the positives, one each: clicks, purchases, ratings. Empty: all count the same."""
+    teacher_positives: tuple[float, ...] = ()
+    """A teacher model's score of each positive, of any sign, to distil from. Empty: there are none."""
+    teacher_negatives: tuple[float, ...] = ()
+    """The same of each given negative."""
+
+    def __post_init__(self) -> None:
+        """Check the teacher's scores: one that is missing would train on another passage's."""
+        if self.teacher_positives:
+            _check_teacher("teacher_positives", self.teacher_positives, self.positives)
+        if self.teacher_negatives:
+            _check_teacher("teacher_negatives", self.teacher_negatives, self.negatives)
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a teacher has scored all of its passages, of which there is one at least."""
+        scored = len(self.teacher_positives), len(self.teacher_negatives)
+        return bool(self.positives) and scored == (len(self.positives), len(self.negatives))
+
+    def keeping(self, positives: Sequence[int], negatives: Sequence[int] | None = None) -> Pair:
+        """Return the pair with some of its passages, by their places, and what is said of them.
+
+        Args:
+            positives: which stay.
+            negatives: which stay; by default all.
+        """
+        others = range(len(self.negatives)) if negatives is None else negatives
+        return msgspec.structs.replace(
+            self,
+            positives=_at(self.positives, positives),
+            negatives=_at(self.negatives, others),
+            scores=_at(self.scores, positives),
+            teacher_positives=_at(self.teacher_positives, positives),
+            teacher_negatives=_at(self.teacher_negatives, others),
+        )
 
     def relevance(self, positive: int) -> float:
         """Return how much one of the positives counts: the pair's weight, times its own score where it has one."""
@@ -92,7 +127,7 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return self.positives[0].content_hash if self.positives else 0
 
     def to_json(self) -> bytes:
-        """Return the payload of a training shard's member; weight and scores are left out where they say nothing."""
+        """Return the payload of a training shard's member; weights and scores are left out where they say nothing."""
         row: dict[str, Any] = {
             "query_id": self.query_id,
             "query": self.query,
@@ -102,8 +137,9 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         }
         if self.weight != 1.0:
             row["weight"] = self.weight
-        if self.scores:
-            row["scores"] = self.scores
+        for name in ("scores", "teacher_positives", "teacher_negatives"):
+            if values := getattr(self, name):
+                row[name] = values
         return msgspec.json.encode(row)
 
     @classmethod
@@ -130,6 +166,8 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             source=_text(row.get("source") or "", "source"),
             weight=_relevance(row.get("weight", 1.0), "weight"),
             scores=tuple(_relevance(score, "scores") for score in row.get("scores") or ()),
+            teacher_positives=tuple(map(_float, row.get("teacher_positives") or ())),
+            teacher_negatives=tuple(map(_float, row.get("teacher_negatives") or ())),
         )
 
 
@@ -166,16 +204,43 @@ def _text(value: Any, name: str) -> str:
     return value
 
 
+def _float(value: Any) -> float:
+    """Return a number as a float, one beyond all floats as infinite: whoever asked refuses that by name."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
 def _relevance(value: Any, name: str) -> float:
-    number = float(value)
+    number = _float(value)
     if not 0 <= number < math.inf:
         raise ValueError(f"`{name}` holds {number}, wanted finite numbers of 0 or more")
     return number
 
 
+def _check_teacher(name: str, scores: tuple[float, ...], passages: tuple[Passage, ...]) -> None:
+    if len(scores) != len(passages):
+        raise ValueError(
+            f"`{name}` holds {len(scores)} numbers for {len(passages)} passages, wanted one each, or none"
+        )
+    if not all(map(math.isfinite, scores)):
+        raise ValueError(f"`{name}` holds {', '.join(map(str, scores))}, wanted finite numbers")
+
+
+def _at(values: tuple[_Item, ...], places: Sequence[int]) -> tuple[_Item, ...]:
+    """Return the values at some places; where there are none, none."""
+    return tuple(values[place] for place in places) if values else ()
+
+
 def sample_key(ordinal: int) -> str:
     """Return the key of a dataset's n-th sample; keys are unique over its shards."""
     return f"{ordinal:09d}"
+
+
+def id_hash(name: str) -> int:
+    """Hash an id, exactly as it is spelt, to a stable signed 64-bit integer; see `text_hash` for chances."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def text_hash(text: str) -> int:

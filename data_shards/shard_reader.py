@@ -25,7 +25,6 @@ from data_shards.sidecar import (
     load_offsets,
     read_positives,
     save_if_possible,
-    save_positives,
     sidecar_path,
 )
 from data_shards.tar import plain_json, read_span, scan_crcs, scan_offsets, span_key
@@ -68,7 +67,7 @@ class ShardReader:
         self._check_count(offsets)
         if verify:
             self._verify()
-        self._use(offsets, load_crcs(path, offsets, self._verify))
+        self._use(offsets, load_crcs(path, offsets, entry, self._verify))
         self._mending, self._sidecars_compared = Lock(), False
         self._positives: NDArray[np.int64] | None = None
         self._descriptor = os.open(path, os.O_RDONLY)
@@ -132,13 +131,13 @@ class ShardReader:
         Raises:
             ShardCorruptError: a sample is damaged; where that is tolerated its hash is 0.
         """
-        path, sha256 = sidecar_path(self.path, "pos"), self._entry.sha256 if self._entry else ""
+        path, sha256 = sidecar_path(self.path, "pos"), self._entry.sha256 if self._entry else None
         if self._positives is None and path.is_file():
             self._positives = read_positives(path, len(self), sha256)
         if self._positives is None:
             self._positives, is_whole = self._hash_positives()
             if is_whole:
-                save_positives(self.path, self._positives, sha256)
+                save_if_possible(self.path, "pos", self._positives, sha256)
         return self._positives
 
     def _hash_positives(self) -> tuple[NDArray[np.int64], bool]:
@@ -199,7 +198,7 @@ class ShardReader:
                 return  # the sample is merely too large
             _log.warning("the sidecars of %s are of another shard, or damaged; they are made anew", self.path)
             save_if_possible(self.path, "idx", offsets)
-            save_if_possible(self.path, "crc", crcs)
+            save_if_possible(self.path, "crc", crcs, self._entry.sha256)
             self._use(offsets, crcs)
 
     def _use(self, offsets: NDArray[np.uint64], crcs: NDArray[np.uint32]) -> None:

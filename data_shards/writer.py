@@ -71,7 +71,7 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         self.manifest: Manifest | None = None
         self._source, self._licence, self._weight = source, licence, weight
         self._entries: list[ShardEntry] = []
-        self._samples = 0
+        self._samples = self._with_teacher = 0
         self._positives: list[int] = []  # of the open shard; see `first_positive_hash`
         self._folder = ExitStack()
         self._shard = ExitStack()
@@ -90,8 +90,9 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the last shard, write the manifest, rename the folder into place; after an error remove it."""
+        # The folder goes last, also where closing the shard fails as writing it did: a full disk.
+        self._folder.push(self._shard)
         if error is not None:
-            self._shard.__exit__(kind, error, trace)
             self._folder.__exit__(kind, error, trace)
             return
         with self._folder:
@@ -111,6 +112,7 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         self._samples += 1
         if isinstance(sample, Pair):
             self._positives.append(sample.first_positive_hash)
+            self._with_teacher += sample.has_teacher
         if tar.samples >= self.samples_per_shard or tar.position >= self.max_bytes:
             self._close_shard()
 
@@ -146,6 +148,7 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
             source=self._source,
             licence=self._licence,
             weight=self._weight,
+            with_teacher=self._with_teacher if self.kind == "pairs" else None,
         )
         self.manifest.save(self._place)
 

@@ -9,7 +9,6 @@ A restart redoes what has no valid marker, and nothing else.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 
 from data_shards.atomic import atomic_path, read_json, sha256_file, write_json
 from data_shards.errors import UserError
-from data_shards.samples import Passage, text_hash
+from data_shards.samples import Passage, id_hash, text_hash
 
 _log = logging.getLogger(__name__)
 
@@ -79,11 +78,6 @@ class PartFiles(NamedTuple):
     vectors: Path
     ids: Path
     done: Path
-
-
-def id_hash(passage_id: str) -> int:
-    """Hash an id, exactly as it is spelt, to a stable signed 64-bit integer."""
-    return int.from_bytes(hashlib.blake2b(passage_id.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def part_files(folder: Path, part: int) -> PartFiles:

@@ -7,8 +7,7 @@ from array import array
 import numpy as np
 
 from data_shards.reader import PairDataset
-from data_shards.samples import text_hash
-from index_build.embedding_part import id_hash
+from data_shards.samples import id_hash, text_hash
 from index_build.embedding_set import RowHashes
 
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.samples import Pair, Passage
-from index_build.embedding_part import id_hash
+from data_shards.samples import Pair, Passage, id_hash
 from index_build.embedding_set import EmbeddingSet
 from index_build.exact import Neighbours, best_first
 

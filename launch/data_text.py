@@ -94,6 +94,8 @@ def stats_text(numbers: Mapping[str, Any]) -> str:
             row = numbers[key]
             share = f", effective share {row['effective_share']:.1%}"
             lines.append(f"{key} {row['min']:g} to {row['max']:g}, mean {row['mean']:.4g}{share}")
+    if "with_teacher" in numbers:
+        lines.append(f"pairs with a teacher's score for every passage: {numbers['with_teacher']:,}")
     if len(sources := numbers.get("sources", {})) > 1:
         lines.append("sources " + ", ".join(f"{name or '(none)'} {count:,}" for name, count in sources.items()))
     return "\n".join(lines)
@@ -134,7 +136,8 @@ def _pair(row: Mapping[str, Any]) -> str:
     for name in ("positives", "negatives"):
         for at, passage in enumerate(row[name]):
             score = f"  score {row['scores'][at]:g}" if name == "positives" and row["scores"] else ""
-            lines += [f"  {name.removesuffix('s')} {passage['id']}{score}", _passage_body(passage, "    ")]
+            teacher = f"  teacher {row[f'teacher_{name}'][at]:g}" if row[f"teacher_{name}"] else ""
+            lines += [f"  {name.removesuffix('s')} {passage['id']}{score}{teacher}", _passage_body(passage, "    ")]
     return "\n".join(lines)
 
 

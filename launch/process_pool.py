@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +23,7 @@ def process_pool(workers: int) -> Iterator[Callable[[Callable[[Any], Any], Seque
     """Yield a function that calls another for each item, in so many processes, and yields results as they come.
 
     The processes are new ones (spawn), so that no thread or lock of ours is copied. They end with the block, at once
-    after an error, and with this process, however that ends.
+    after an error, and with this process, however that ends. SIGTERM is an error in the block: it exits with 143.
 
     Raises:
         UserError: a worker was killed.
@@ -46,7 +47,8 @@ def process_pool(workers: int) -> Iterator[Callable[[Callable[[Any], Any], Seque
                 yield future.result()
 
     try:
-        yield run
+        with _sigterm_raises():
+            yield run
         pool.shutdown()
     except BaseException as error:
         for process in set(multiprocessing.active_children()) - before:
@@ -57,6 +59,24 @@ def process_pool(workers: int) -> Iterator[Callable[[Callable[[Any], Any], Seque
             advice = "if memory ran out, take fewer --workers; run again: what is done is kept"
             raise UserError(f"a worker process was killed; {advice}") from error
         raise
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Turn SIGTERM into an exception: killed outright, we would leave semaphores, and Python would warn of them."""
+    if threading.current_thread() is not threading.main_thread():  # no other may set handlers
+        yield
+        return
+
+    def leave(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt what the first has begun
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _begin(parent: int) -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from data_shards.check import Damage
     from data_shards.findings.find import ChecksConfig, Findings
 
+    _Checks = tuple[Callable[[Sequence[str]], list[int]] | None, ChecksConfig]
+
 EXIT_NOT_FIT = 1
 
 
@@ -31,11 +33,18 @@ class _Look:
     html: Path | None = None
     """Write the report with its plots to this file too."""
 
-    def _find(self, *, allow: tuple[str, ...] = (), skip: Sequence[str] = ()) -> Findings:
-        from data_shards.findings.find import ChecksConfig, find
+    def _checks(self, *, allow: tuple[str, ...] = ()) -> _Checks:
+        """Look whether all that is named is there: now, not after a look at every byte."""
+        from data_shards.findings.find import ChecksConfig, check_places
 
         config = ChecksConfig(allow=allow, evaluation=self.evaluation, corpus=str(self.corpus or ""))
-        count_tokens, config = _with_tokenizer(self.tokenizer, config)
+        check_places(config)
+        return _with_tokenizer(self.tokenizer, config)
+
+    def _find(self, checks: _Checks, *, skip: Sequence[str] = ()) -> Findings:
+        from data_shards.findings.find import find
+
+        count_tokens, config = checks
         with progress_bar("looking at the texts") as progress:
             findings = find(self.dir, config, count_tokens=count_tokens, progress=progress, skip=skip)
         if self.html is not None:
@@ -63,14 +72,15 @@ class ShardsCheck(_Look):
         from data_shards.manifest import Manifest
         from launch.data_text import damages_text, findings_text, head_text
 
+        checks = None if self.bytes_only else self._checks(allow=self.allow)
         with progress_bar("checking the bytes") as progress:
             damages = damages_of(self.dir, progress)
         about = summary(self.dir, Manifest.load(self.dir))
         texts = [head_text(about), damages_text(damages, about["samples"])]
         answer = {**about, "whole": not damages, "damages": [damage.to_dict() for damage in damages]}
         bad = bool(damages)
-        if not self.bytes_only:
-            findings = self._find(allow=self.allow, skip=_damaged_shards(damages))
+        if checks is not None:
+            findings = self._find(checks, skip=_damaged_shards(damages))
             texts.append(findings_text(findings))
             answer["findings"] = findings.to_dict()
             bad = bad or bool(findings.fatal)
@@ -88,7 +98,7 @@ class ShardsStats(_Look):
         from launch.data_text import findings_text, head_text, stats_text
 
         about = summary(self.dir, Manifest.load(self.dir))
-        findings = self._find()
+        findings = self._find(self._checks())
         texts = [head_text(about), stats_text(findings.numbers), "", findings_text(findings)]
         report = {"html": str(self.html)} if self.html is not None else {}
         listed = findings.to_dict()["findings"]
@@ -121,9 +131,7 @@ def _damaged_shards(damages: Sequence[Damage]) -> list[str]:
     return sorted(names)
 
 
-def _with_tokenizer(
-    path: Path | None, config: ChecksConfig
-) -> tuple[Callable[[Sequence[str]], list[int]] | None, ChecksConfig]:
+def _with_tokenizer(path: Path | None, config: ChecksConfig) -> _Checks:
     """Load a tokenizer, and take over the length at which it cuts."""
     if path is None:
         return None, config

@@ -62,8 +62,11 @@ class _Import:
             raise UserError(f"--workers must be at least 1, came {self.workers}")
         flags = [f"--{key}={value}" for key, value in self._flags().items() if value is not None]
         sections = load_import_config(self.config, [*flags, *overrides])
-        check_places(sections.checks)  # now, not when all is read and cleaned
+        # What is named is looked for now, not when all is read and cleaned.
+        check_places(sections.checks)
         tokenizer = sections.cleaning.tokenizer
+        if tokenizer:
+            _counter(tokenizer)
         seen: list[Findings] = []
         with _workers(self.workers, self.ray_address) as run_parts:
             tools = ImportTools(

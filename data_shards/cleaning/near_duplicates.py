@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,6 +34,7 @@ BUCKET_ROWS = 1 << 22
 _TEXTS_AT_ONCE = 1024
 _ROWS_AT_ONCE = 1 << 16
 _PAIRS_AT_ONCE = 1 << 14
+_MAPPED_FILES = 128
 _LEADERS = 16  # of one band's bucket: what is like none of so many is left to the other bands
 _SEED = 42
 _SCRATCH = ".tmp-bands-"
@@ -55,7 +57,11 @@ def signatures(texts: Sequence[str], config: CleaningConfig) -> Signatures:
 
 
 def near_duplicate_rows(
-    parts: Sequence[Path], config: CleaningConfig, *, bucket_rows: int = BUCKET_ROWS
+    parts: Sequence[Path],
+    config: CleaningConfig,
+    *,
+    gone: NDArray[np.bool_] | None = None,
+    bucket_rows: int = BUCKET_ROWS,
 ) -> NDArray[np.bool_]:
     """Tell which rows are near-duplicates of an earlier one.
 
@@ -65,6 +71,7 @@ def near_duplicate_rows(
     Args:
         parts: .npy files of `signatures`, in the order of the texts.
         config: the one that the signatures were made with.
+        gone: rows that go in any case, so that no other may go for their sake.
         bucket_rows: see `BUCKET_ROWS`.
 
     Returns:
@@ -82,7 +89,7 @@ def near_duplicate_rows(
         shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=parts[0].parent, prefix=_SCRATCH) as scratch:
         for path in _write_band_keys(files, bands, width, Path(scratch)):
-            for rows, keys in _buckets(path, files.rows, bucket_rows):
+            for rows, keys in _buckets(path, files.rows, bucket_rows, gone):
                 _join_alike(rows, keys, files, groups, config.near_threshold)
     return groups.followers()
 
@@ -116,15 +123,26 @@ def _min_hashes(shingles: list[HashArray], permutations: int) -> Signatures:
 
 
 class _SignatureFiles:
-    """Signature files, mapped into memory and read as one table."""
+    """Signature files, read as one table; a few at a time are mapped into memory, since each takes a descriptor."""
 
     def __init__(self, paths: Sequence[Path], permutations: int) -> None:
-        self.parts = [_load(path, permutations) for path in paths]
-        self.starts = np.cumsum([0, *map(len, self.parts)])
+        self._paths, self._permutations = paths, permutations
+        self._mapped: OrderedDict[int, Signatures] = OrderedDict()
+        self.starts = np.cumsum([0, *(len(_load(path, permutations)) for path in paths)])
         self.rows = int(self.starts[-1])
 
+    def _part(self, number: int) -> Signatures:
+        part = self._mapped.pop(number, None)
+        if part is None:
+            part = _load(self._paths[number], self._permutations)
+        self._mapped[number] = part
+        if len(self._mapped) > _MAPPED_FILES:
+            self._mapped.popitem(last=False)
+        return part
+
     def blocks(self) -> Iterator[Signatures]:
-        for part in self.parts:
+        for path in self._paths:
+            part = _load(path, self._permutations)
             for begin in range(0, len(part), _ROWS_AT_ONCE):
                 yield part[begin : begin + _ROWS_AT_ONCE]
 
@@ -137,11 +155,11 @@ class _SignatureFiles:
         return found
 
     def _take(self, rows: NDArray[np.int64]) -> Signatures:
-        taken = np.empty((len(rows), self.parts[0].shape[1]), dtype=np.uint32)
+        taken = np.empty((len(rows), self._permutations), dtype=np.uint32)
         of_part = np.searchsorted(self.starts, rows, side="right") - 1
-        for number in np.unique(of_part):
+        for number in np.unique(of_part).tolist():
             here = of_part == number
-            taken[here] = self.parts[number][rows[here] - self.starts[number]]
+            taken[here] = self._part(number)[rows[here] - self.starts[number]]
         return taken
 
 
@@ -173,7 +191,9 @@ def _write_band_keys(files: _SignatureFiles, bands: int, width: int, scratch: Pa
     return paths
 
 
-def _buckets(path: Path, total: int, bucket_rows: int) -> Iterator[tuple[NDArray[np.int64], HashArray]]:
+def _buckets(
+    path: Path, total: int, bucket_rows: int, gone: NDArray[np.bool_] | None
+) -> Iterator[tuple[NDArray[np.int64], HashArray]]:
     """Yield the rows and keys of a band in buckets by the key's leading bits, so that equal keys come together."""
     if total == 0:
         return
@@ -184,6 +204,8 @@ def _buckets(path: Path, total: int, bucket_rows: int) -> Iterator[tuple[NDArray
         for begin in range(0, total, bucket_rows):
             block = np.asarray(all_keys[begin : begin + bucket_rows])
             chosen = block != _NO_KEY
+            if gone is not None:
+                chosen &= ~gone[begin : begin + bucket_rows]
             if bits:
                 chosen &= (block >> UINT64(64 - bits)) == bucket
             rows.append(np.flatnonzero(chosen) + begin)

@@ -15,13 +15,14 @@ from typing import Any
 from data_shards.atomic import write_json
 from data_shards.beir import BeirFolder
 from data_shards.errors import UserError
+from data_shards.findings.corpus_join import CorpusJoin
 from data_shards.findings.duplicates import CorpusDuplicates, PairDuplicates
 from data_shards.findings.finding import Example, Finding, Like, Places
 from data_shards.findings.near import NearDuplicates
 from data_shards.findings.pairs import PairShape
 from data_shards.findings.parts import batches, parts_of
 from data_shards.findings.seen import Seen
-from data_shards.findings.shared import CorpusJoin, EvaluationSplit, split_of
+from data_shards.findings.shared import EvaluationSplit, split_of
 from data_shards.findings.sides import CountTokens, PartChecks
 from data_shards.findings.texts import SYMPTOMS
 from data_shards.manifest import Manifest
@@ -134,11 +135,13 @@ def check_places(config: ChecksConfig) -> None:
     """Look whether what the config names is there, before anything is read.
 
     Raises:
-        UserError: an evaluation folder, or its split, is not there.
+        UserError: an evaluation folder, its split, or the corpus is not there.
     """
     for place in config.evaluation:
         folder, split = split_of(place)
         BeirFolder(folder).qrels_path(split)
+    if config.corpus:
+        CorpusDataset(config.corpus)
 
 
 def find(
@@ -212,7 +215,7 @@ class _Looker:
             self._parts[part.name].look(part)
             if self._config.near_duplicates:
                 self._near.look(part)
-        for looking in (self._pairs, self._corpus, *self._splits):
+        for looking in (self._pairs, self._corpus, self._join, *self._splits):
             if looking is not None:
                 looking.look(parts)
         if self._shape is not None:

@@ -15,6 +15,7 @@ from data_shards.findings.parts import NO_TEXT, Keys, Part
 from data_shards.findings.seen import Seen, Spot, seen
 from data_shards.findings.text_sample import BottomK
 from data_shards.findings.texts import plural
+from data_shards.npy import npy_bytes
 
 
 class _Signed(NamedTuple):
@@ -61,7 +62,7 @@ class NearDuplicates:
             return []
         with tempfile.TemporaryDirectory(prefix="dipole-") as folder:
             path = Path(folder) / "signatures.npy"
-            np.save(path, np.stack([row.signature for row in rows]))
+            path.write_bytes(npy_bytes(np.stack([row.signature for row in rows])))
             again = np.flatnonzero(near_duplicate_rows([path], self._config)).tolist()
         found = seen(
             f"near_duplicate_{self._part}",

@@ -32,7 +32,7 @@ class PairShape:
     def __init__(self, places: Places) -> None:
         """Begin empty."""
         self._places = places
-        self._pairs = self._negatives = 0
+        self._pairs = self._negatives = self._with_teacher = 0
         self._per_query = {"positives_per_query": Lengths(), "negatives_per_query": Lengths()}
         self._weights, self._scores = Weights(), Weights()
         self._sources: Counter[str] = Counter()
@@ -42,6 +42,7 @@ class PairShape:
     def look(self, pairs: Sequence[Pair], begin: int) -> None:
         """Take a batch whose first sample has the number `begin`."""
         self._pairs += len(pairs)
+        self._with_teacher += sum(pair.has_teacher for pair in pairs)
         self._per_query["positives_per_query"].add(len(pair.positives) for pair in pairs)
         self._per_query["negatives_per_query"].add(len(pair.negatives) for pair in pairs)
         for at, pair in enumerate(pairs, begin):
@@ -84,16 +85,29 @@ class PairShape:
                     advice="so many pairs hardly count beside the heaviest; take roots or logarithms of the weights",
                 )
             )
+        if 0 < self._with_teacher < self._pairs:
+            found.append(
+                Finding(
+                    name="pair_without_teacher",
+                    severity="warning",
+                    count=self._pairs - self._with_teacher,
+                    of=self._pairs,
+                    unit="pairs",
+                    advice="others have a teacher's score for every passage: distilling wants them for all pairs",
+                )
+            )
         return found
 
     def numbers(self) -> dict[str, Any]:
-        """Return counts per query, weights and scores where there are any, and sources."""
+        """Return counts per query; weights, scores and a teacher's scores where there are any; and sources."""
         numbers: dict[str, Any] = {name: lengths.by_value() for name, lengths in self._per_query.items()}
         weights = self._weights.describe()
         if self._weights.count and (weights["min"], weights["max"]) != (1.0, 1.0):
             numbers["weights"] = weights
         if self._scores.count:
             numbers["scores"] = self._scores.describe()
+        if self._with_teacher:
+            numbers["with_teacher"] = self._with_teacher
         return {**numbers, "sources": dict(sorted(self._sources.items(), key=lambda row: (-row[1], row[0])))}
 
     def _look_at(self, pair: Pair, number: int) -> None:

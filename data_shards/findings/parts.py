@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.samples import Pair, Passage, text_hash
+from data_shards.samples import Pair, Passage, id_hash, text_hash
 
 Keys = NDArray[np.uint64]
 
@@ -39,9 +38,18 @@ class Part:
         return np.array([text_hash(text) for text in self.texts], dtype=np.int64).view(np.uint64)
 
     @cached_property
+    def body_keys(self) -> Keys:
+        """Hashes of the texts without titles."""
+        hashes = self.text_keys.tolist()
+        for at, (text, body) in enumerate(zip(self.texts, self.bodies, strict=True)):
+            if body is not text:  # most have no title
+                hashes[at] = text_hash(body) & (2**64 - 1)
+        return np.array(hashes, dtype=np.uint64)
+
+    @cached_property
     def id_keys(self) -> Keys:
         """Hashes of the ids, as they stand."""
-        return np.array([id_key(name) for name in self.ids], dtype=np.uint64)
+        return np.array([id_hash(name) for name in self.ids], dtype=np.int64).view(np.uint64)
 
 
 def parts_of(items: Sequence[Pair | Passage], begin: int) -> list[Part]:
@@ -68,11 +76,6 @@ def pair_keys(queries: Part, positives: Part) -> Keys:
     query_keys = queries.text_keys[positives.ordinals - queries.ordinals[0]] if len(positives.ids) else NO_TEXT
     # The odd factor keeps (a, b) apart from (b, a); the product wraps, which is what a hash wants.
     return cast(Keys, query_keys * np.uint64(0x9E3779B97F4A7C15) ^ positives.text_keys)
-
-
-def id_key(name: str) -> int:
-    """Hash an id to 64 bits."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
 def key_of(text: str) -> int:

@@ -1,4 +1,4 @@
-"""What a dataset shares with others and should not, or should and does not: evaluation splits, and its corpus."""
+"""What a dataset shares with evaluation splits and should not, or should and does not."""
 
 from __future__ import annotations
 
@@ -11,22 +11,9 @@ from numpy.typing import NDArray
 from data_shards.beir import BeirFolder, folder_and_split
 from data_shards.errors import UserError
 from data_shards.findings.finding import EXAMPLES
-from data_shards.findings.parts import NO_TEXT, Keys, Part, batches, id_key, key_of, parts_of
-from data_shards.findings.seen import (
-    Seen,
-    Spot,
-    Spots,
-    earliest,
-    first_spots,
-    first_texts,
-    positive_ids,
-    positive_texts,
-    seen,
-)
-from data_shards.hash_spool import HashSpool, Rows
-from data_shards.reader import CorpusDataset
-
-_BATCH = 2048
+from data_shards.findings.parts import NO_TEXT, Keys, Part, key_of
+from data_shards.findings.seen import Seen, Spot, Spots, earliest, first_texts, positive_texts, seen
+from data_shards.samples import id_hash
 
 
 class EvaluationSplit:
@@ -49,7 +36,7 @@ class EvaluationSplit:
         self.queries = _sorted_keys([key_of(text) for name, text in beir.queries().items() if name in judged])
         texts = {passage.id: key_of(passage.content) for passage in beir.corpus() if passage.id in relevant}
         self.passages = _sorted_keys(list(texts.values()))
-        self._ids = np.array([id_key(name) for name in texts], dtype=np.uint64)
+        self._ids = np.array([id_hash(name) for name in texts], dtype=np.int64).view(np.uint64)
         self._texts = np.array(list(texts.values()), dtype=np.uint64)
         self._in_corpus = np.zeros(len(texts), dtype=np.bool_)
         self._met = np.zeros(len(self.queries), dtype=np.bool_)
@@ -117,82 +104,6 @@ class EvaluationSplit:
         return [found] if lacking else []
 
 
-class CorpusJoin:
-    """Looks up the positives of pairs in their corpus, by id and by text."""
-
-    def __init__(self, folder: Path | str) -> None:
-        """Read the whole corpus once.
-
-        Raises:
-            UserError: it is no corpus, or a shard of it is damaged.
-        """
-        corpus = CorpusDataset(folder)
-        self._by_id, self._by_text = HashSpool(), HashSpool()
-        for numbers in batches(len(corpus), _BATCH):
-            (part,) = parts_of(corpus.passages(numbers), numbers.start)
-            self._by_id.add(part.id_keys, part.text_keys, part.ordinals)
-            self._by_text.add(part.text_keys, part.id_keys, part.ordinals)
-
-    def findings(self, positives: HashSpool, max_missing_share: float) -> list[Seen]:
-        """Return what the corpus lacks of the positives: rows of (id, text, sample)."""
-        strangers, changed, changed_at = self._join_ids(positives)
-        missing, missing_at, renamed_at = self._join_texts(strangers)
-        fatal = missing > max_missing_share * positives.rows
-        limit = f" (fatal above checks.max_missing_share = {max_missing_share:g})" if fatal else ""
-        found = [
-            seen(
-                "positive_not_in_corpus",
-                "fatal" if fatal else "warning",
-                (missing, positives.rows, "positives"),
-                "neither its id nor its title and text are there: search can never find it; is this the right corpus?"
-                + limit,
-                positive_texts,
-                missing_at,
-            ),
-            seen(
-                "positive_differs_from_corpus",
-                "warning",
-                (changed, positives.rows, "positives"),
-                "the corpus has another text under its id; import both with the same cleaning and chunking",
-                positive_ids,
-                changed_at,
-            ),
-            seen(
-                "positive_under_another_id",
-                "note",
-                (strangers.rows - missing, positives.rows, "positives"),
-                "the corpus has its text under another id; mining compares texts as well, so it is not mined",
-                positive_texts,
-                renamed_at,
-            ),
-        ]
-        return [one for one in found if one.finding.count]
-
-    def _join_ids(self, positives: HashSpool) -> tuple[HashSpool, int, Spots]:
-        """Return positives whose id is not there, by text; how many differ from the text of their id, and where."""
-        strangers = HashSpool()
-        changed, changed_at = 0, Spots()
-        for wanted, there in positives.groups(self._by_id):
-            found, at = _find(wanted, there)
-            differs = found.copy()
-            differs[found] = there["value"][at[found]] != (wanted["value"][found] & np.uint64(0xFFFFFFFF))
-            changed += int(differs.sum())
-            changed_at = first_spots(changed_at, wanted[differs])
-            rest = wanted[~found]
-            strangers.add(rest["value"], rest["key"], rest["place"].astype(np.int64))
-        return strangers, changed, changed_at
-
-    def _join_texts(self, strangers: HashSpool) -> tuple[int, Spots, Spots]:
-        """Return how many texts are not there, where these are, and where those are that are."""
-        missing, missing_at, found_at = 0, Spots(), Spots()
-        for wanted, there in strangers.groups(self._by_text):
-            found, _ = _find(wanted, there)
-            missing += int((~found).sum())
-            missing_at = first_spots(missing_at, wanted[~found])
-            found_at = first_spots(found_at, wanted[found])
-        return missing, missing_at, found_at
-
-
 def split_of(name: str) -> tuple[Path, str]:
     """Take `FOLDER:SPLIT` apart.
 
@@ -203,14 +114,6 @@ def split_of(name: str) -> tuple[Path, str]:
     if not folder or not split:
         raise UserError(f"checks.evaluation holds {name!r}; wanted FOLDER:SPLIT, such as scifact:test")
     return Path(folder), split
-
-
-def _find(wanted: Rows, there: Rows) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Look keys up in sorted rows: whether each is there, and where."""
-    at = np.searchsorted(there["key"], wanted["key"]).astype(np.int64)
-    found = at < len(there)
-    found[found] = there["key"][at[found]] == wanted["key"][found]
-    return found, at
 
 
 def _first(known: Spots, part: Part, hits: NDArray[np.bool_]) -> Spots:

@@ -6,15 +6,18 @@ relevant, so that neither the corpus nor the judgements have to fit into memory;
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
 from data_shards.atomic import atomic_path
+from data_shards.beir import has_id
 from data_shards.errors import UserError
 from data_shards.qrels import judgements
 from data_shards.rows import Row, jsonl_rows
@@ -53,29 +56,29 @@ def build_join(corpus: Path, queries: Path, qrels: Path, out: Path, on_bad_row: 
         queries: of the folder.
         qrels: of the split.
         out: the file.
-        on_bad_row: told of malformed rows of corpus and queries; it may raise.
+        on_bad_row: told of malformed rows of corpus and queries, and of ids that name another text before, as far
+            as they are judged; it may raise.
 
     Raises:
         UserError: a file is missing or damaged, or one passage is judged twice, differently.
+        OSError: the disk is full.
     """
-    with atomic_path(out) as temporary:
-        temporary.unlink(missing_ok=True)
-        with closing(sqlite3.connect(temporary, isolation_level=None)) as base:
-            # No journal: the file is renamed into place when it is whole, and made anew otherwise.
-            base.execute("PRAGMA journal_mode = OFF")
-            base.execute("PRAGMA synchronous = OFF")
-            base.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-            base.executescript(_TABLES)
-            base.execute("BEGIN")
-            _add_judgements(base, qrels)
-            base.execute("COMMIT")
-            base.executescript(_INDEXES)
-            base.execute("BEGIN")
-            for row in _good_rows(queries, "query", on_bad_row):
-                base.execute("UPDATE queries SET text = ? WHERE id = ?", (row["text"], str(row["_id"])))
-            for row in _good_rows(corpus, "passage", on_bad_row):
-                base.execute(_ADD_PASSAGE, (str(row["_id"]), row.get("title") or "", row["text"]))
-            base.execute("COMMIT")
+    with atomic_path(out) as temporary, _full_disk_told(), closing(_created(temporary)) as base:
+        # No journal: the file is renamed into place when it is whole, and made anew otherwise.
+        base.execute("PRAGMA journal_mode = OFF")
+        base.execute("PRAGMA synchronous = OFF")
+        base.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        base.executescript(_TABLES)
+        base.execute("BEGIN")
+        _add_judgements(base, qrels)
+        base.execute("COMMIT")
+        base.executescript(_INDEXES)
+        base.execute("BEGIN")
+        for row in _good_rows(queries, "query", on_bad_row):
+            _add_query(base, row, on_bad_row)
+        for row in _good_rows(corpus, "passage", on_bad_row):
+            _add_passage(base, row, on_bad_row)
+        base.execute("COMMIT")
 
 
 def count_queries(join: Path) -> int:
@@ -113,6 +116,10 @@ def joined_rows(join: Path, qrels: Path, begin: int, end: int, counts: Counter[s
             yield Row(values, qrels, ordinal + 1, "query")
 
 
+def _created(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, isolation_level=None)
+
+
 def _add_judgements(base: sqlite3.Connection, qrels: Path) -> None:
     queries, last = 0, None
     for line, query, passage, grade in judgements(qrels):
@@ -127,7 +134,36 @@ def _add_judgements(base: sqlite3.Connection, qrels: Path) -> None:
             raise UserError(f"{qrels}, line {line}: {query} and {passage} are judged {grade}, before {known}")
 
 
-def _good_rows(path: Path, what: str, on_bad_row: OnBadRow) -> Iterator[dict[str, object]]:
+def _add_query(base: sqlite3.Connection, row: Row, on_bad_row: OnBadRow) -> None:
+    name, text = str(row.values["_id"]), row.values["text"]
+    if base.execute("UPDATE queries SET text = ?2 WHERE id = ?1 AND text IS NULL", (name, text)).rowcount:
+        return
+    known = base.execute("SELECT text FROM queries WHERE id = ?", (name,)).fetchone()
+    if known is not None and known[0] != text:
+        on_bad_row(row, f"the id {name!r} names another query before")
+
+
+def _add_passage(base: sqlite3.Connection, row: Row, on_bad_row: OnBadRow) -> None:
+    name, title, text = str(row.values["_id"]), row.values.get("title") or "", row.values["text"]
+    if base.execute(_ADD_PASSAGE, (name, title, text)).rowcount:
+        return
+    known = base.execute("SELECT title, text FROM passages WHERE id = ?", (name,)).fetchone()
+    if known is not None and known != (title, text):
+        on_bad_row(row, f"the id {name!r} names another passage before")
+
+
+@contextmanager
+def _full_disk_told() -> Iterator[None]:
+    """Have SQLite's word for a full disk be the one that everything else uses."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if "disk is full" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+
+
+def _good_rows(path: Path, what: str, on_bad_row: OnBadRow) -> Iterator[Row]:
     for row in jsonl_rows(path):
         problem = row.problem
         if not problem and not _is_good(row, titled=what == "passage"):
@@ -135,12 +171,12 @@ def _good_rows(path: Path, what: str, on_bad_row: OnBadRow) -> Iterator[dict[str
         if problem:
             on_bad_row(row, problem)
         else:
-            yield row.values
+            yield row
 
 
 def _is_good(row: Row, *, titled: bool) -> bool:
     title = row.values.get("title") or "" if titled else ""
-    return "_id" in row.values and isinstance(row.values.get("text"), str) and isinstance(title, str)
+    return has_id(row) and isinstance(row.values.get("text"), str) and isinstance(title, str)
 
 
 def _open(join: Path) -> sqlite3.Connection:

@@ -23,7 +23,13 @@ _NEGATIVE = ("negative", "negatives", "neg", "negative_passages", "hard_negative
 _ID = ("id", "_id", "docid", "pid", "passage_id")
 _QUERY_ID = ("query_id", "qid", "_id", "id")
 _TEXT = ("text", "contents", "content", "passage", "body")
+_TEACHER_POSITIVES = ("teacher_positives", "pos_scores")
+_TEACHER_NEGATIVES = ("teacher_negatives", "neg_scores")
+_TEACHER = ("scores", "score")
 _NUMBERED_NEGATIVE = re.compile(r"negative_\d+")
+_SHOWN = 24  # characters of a number that is none
+
+Floats = tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +48,13 @@ class Columns:
     """Of a number above 0 that says how much a pair counts (clicks, purchases); else `weight`."""
     scores: str = ""
     """Of the positives' graded relevance, one number each (ratings); else `scores`."""
+    teacher_positives: str = ""
+    """Of a teacher's scores of the positives, one number each; else `teacher_positives` or `pos_scores`."""
+    teacher_negatives: str = ""
+    """The same of the given negatives; else `teacher_negatives` or `neg_scores`."""
+    teacher: str = ""
+    """Of a teacher's scores of both, the positives' first; or of how far one positive is above each negative. Else
+    `scores` or `score`, where that is a list of one number for each positive and negative."""
     id: str = ""
     """Of a passage's id; else `id`, `_id`, `docid` and the like, or one made from the content."""
     title: str = ""
@@ -64,15 +77,19 @@ def pair_of(row: Row, columns: Columns, source: str) -> Pair:
         raise row.error(f"the query is of type {type(query).__name__}, wanted text")
     values = _column(row, columns.positive, _POSITIVE, "positive")
     positives = tuple(_passages(values, row, columns))
+    negatives = tuple(_passages(_negatives(row, columns.negative), row, columns))
     given_id = _first(row, columns.query_id, _QUERY_ID, "query_id")
+    of_positives, of_negatives = _teacher(row, columns, len(positives), len(negatives))
     return Pair(
         query_id=str(given_id) if given_id is not None else f"q{exact_hash(query or ''):016x}",
         query=query or "",
         positives=positives,
-        negatives=tuple(_passages(_negatives(row, columns.negative), row, columns)),
+        negatives=negatives,
         source=str(row.values.get("source") or source),
         weight=_weight(row, columns.weight),
-        scores=_scores(row, columns.scores, len(positives)),
+        scores=_scores(row, columns.scores, len(positives), len(negatives)),
+        teacher_positives=of_positives,
+        teacher_negatives=of_negatives,
     )
 
 
@@ -143,16 +160,63 @@ def _weight(row: Row, name: str) -> float:
     return weight
 
 
-def _scores(row: Row, name: str, positives: int) -> tuple[float, ...]:
+def _scores(row: Row, name: str, positives: int, negatives: int) -> Floats:
     given = _column(row, name, (), "scores") if name else row.values.get("scores")
-    if given in (None, "", []):
-        return ()
-    scores = tuple(_number(value, row, "score") for value in (given if isinstance(given, list) else [given]))
-    if len(scores) != positives:
+    if not name and _is_of_both(given, positives, negatives):
+        return ()  # a teacher's
+    scores = _numbers(given, row, "score")
+    if scores and len(scores) != positives:
         raise row.error(f"{len(scores)} scores for {positives} positives; wanted one each")
-    if min(scores) < 0:
+    if scores and min(scores) < 0:
         raise row.error(f"score {min(scores):g} is below 0; a negative passage belongs among the negatives")
     return scores
+
+
+def _teacher(row: Row, columns: Columns, positives: int, negatives: int) -> tuple[Floats, Floats]:
+    """Return a teacher's scores of the positives and of the negatives; either may be empty."""
+    if columns.teacher:
+        return _teacher_of_both(_column(row, columns.teacher, (), "teacher"), row, positives, negatives)
+    for name in _TEACHER if not columns.scores else ():
+        if _is_of_both(row.values.get(name), positives, negatives):
+            return _teacher_of_both(row.values[name], row, positives, negatives)
+    sides = (
+        ("positives", columns.teacher_positives, _TEACHER_POSITIVES, positives),
+        ("negatives", columns.teacher_negatives, _TEACHER_NEGATIVES, negatives),
+    )
+    found = []
+    for side, name, aliases, count in sides:
+        if name:
+            given = _column(row, name, (), f"teacher_{side}")
+        else:
+            given = next((row.values[alias] for alias in aliases if alias in row.values), None)
+        scores = _numbers(given, row, "teacher score")
+        if scores and len(scores) != count:
+            raise row.error(f"{len(scores)} teacher scores for {count} {side}; wanted one each")
+        found.append(scores)
+    return found[0], found[1]
+
+
+def _teacher_of_both(given: Any, row: Row, positives: int, negatives: int) -> tuple[Floats, Floats]:
+    """Take a teacher's scores apart; margins, as sentence-transformers trains on, are scores below a positive's 0."""
+    scores = _numbers(given, row, "teacher score")
+    if not scores or len(scores) == positives + negatives:
+        return scores[:positives], scores[positives:]
+    if positives == 1 and len(scores) == negatives:
+        return (0.0,), tuple(-margin for margin in scores)
+    raise row.error(
+        f"{len(scores)} teacher scores for {positives} positives and {negatives} negatives; wanted one each"
+    )
+
+
+def _is_of_both(given: Any, positives: int, negatives: int) -> bool:
+    """Tell a list of numbers for positives and negatives from one for the positives alone."""
+    return isinstance(given, list) and negatives > 0 and len(given) == positives + negatives
+
+
+def _numbers(given: Any, row: Row, what: str) -> Floats:
+    if given in (None, "", []):
+        return ()
+    return tuple(_number(value, row, what) for value in (given if isinstance(given, list) else [given]))
 
 
 def _number(given: Any, row: Row, what: str) -> float:
@@ -160,8 +224,10 @@ def _number(given: Any, row: Row, what: str) -> float:
         number = float(cast(Any, given))
     except (TypeError, ValueError):
         raise row.error(f"{what} {given!r} is no number") from None
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
     if not math.isfinite(number):
-        raise row.error(f"{what} {given!r} is not finite")
+        raise row.error(f"{what} {str(given)[:_SHOWN]} is not finite")
     return number
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_shards.atomic import fsync_dir
+from data_shards.atomic import atomic_path, fsync_dir
 from data_shards.errors import UserError
 from data_shards.importing.config import ImportConfig
 from data_shards.importing.inputs import Input, resolve
@@ -97,6 +97,7 @@ def import_dataset(
     if not locations:
         raise UserError("no input was given; name at least one file or folder with --input")
     refuse_occupied(out)
+    out = out.resolve()  # `.` has no name of its own, and the work folder would come to lie in it
     with work_folder(out) as work:
         return _Import(kind, locations, config, tools, work).run(out)
 
@@ -172,7 +173,7 @@ class _Import:
         path = self._work / QUARANTINE_NAME
         names = [name for part in parts if (name := records[part.key].quarantine) is not None]
         joins = {part.join: part for part in parts if part.join is not None}
-        with open(path, "wb") as out:
+        with atomic_path(path) as temporary, open(temporary, "wb") as out:
             for source in (*map(join_quarantine, joins), *(self._work / name for name in names)):
                 with open(source, "rb") as lines:
                     shutil.copyfileobj(lines, out)
@@ -240,5 +241,6 @@ def _publish(place: Path, out: Path) -> None:
     refuse_occupied(out)
     if out.exists():
         out.rmdir()
+    fsync_dir(place)
     os.rename(place, out)
     fsync_dir(out.parent)

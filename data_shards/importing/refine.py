@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+
+import msgspec
 
 from data_shards.cleaning.clean import TextCleaner
 from data_shards.cleaning.config import CleaningConfig
@@ -55,27 +57,20 @@ class Refiner:
         if self._evaluation is not None and self._evaluation.hits(query):
             counts["evaluation_query"] += 1
             return None
-        raw_scores = pair.scores or (1.0,) * len(pair.positives)
-        kept = [
-            (passage, score)
-            for passage, score in zip(map(self._with(counts), pair.positives), raw_scores, strict=True)
-            if self._keeps(passage, "positive", counts) and _is_worth_something(score, counts)
-        ]
-        if not kept:
+        clean = self._with(counts)
+        cleaned = msgspec.structs.replace(
+            pair,
+            query=query,
+            positives=tuple(map(clean, pair.positives)),
+            negatives=tuple(map(clean, pair.negatives)),
+        )
+        positives = self._positives(cleaned, counts)
+        if not positives:
             counts["pair_without_positive"] += 1
             return None
-        positives = tuple(passage for passage, _ in kept)
-        if self._is_evaluated(positives, counts):
+        if self._is_evaluated([cleaned.positives[at] for at in positives], counts):
             return None
-        return Pair(
-            query_id=pair.query_id,
-            query=query,
-            positives=positives,
-            negatives=self._negatives(pair, positives, counts),
-            source=pair.source,
-            weight=pair.weight,
-            scores=tuple(score for _, score in kept) if pair.scores else (),
-        )
+        return cleaned.keeping(positives, self._negatives(cleaned, pair.positives, counts))
 
     def passages(self, passage: Passage, counts: Counter[str]) -> list[Passage]:
         """Return what becomes of a document: itself, its chunks, or nothing."""
@@ -90,7 +85,7 @@ class Refiner:
             counts["chunks_added"] += len(chunks) - 1
         return chunks
 
-    def _is_evaluated(self, positives: tuple[Passage, ...], counts: Counter[str]) -> bool:
+    def _is_evaluated(self, positives: Sequence[Passage], counts: Counter[str]) -> bool:
         """Tell whether the pair has to go because a positive of it is also that of an evaluation query."""
         if self._evaluation is None or self._on_evaluation_positive == "ignore":
             return False
@@ -113,19 +108,29 @@ class Refiner:
             return False
         return self._limits.keeps_passage(passage.content, counts)
 
-    def _negatives(self, pair: Pair, positives: tuple[Passage, ...], counts: Counter[str]) -> tuple[Passage, ...]:
+    def _positives(self, pair: Pair, counts: Counter[str]) -> list[int]:
+        """Return which positives stay."""
+        scores = pair.scores or (1.0,) * len(pair.positives)
+        return [
+            at
+            for at, (passage, score) in enumerate(zip(pair.positives, scores, strict=True))
+            if self._keeps(passage, "positive", counts) and _is_worth_something(score, counts)
+        ]
+
+    def _negatives(self, pair: Pair, raw_positives: Sequence[Passage], counts: Counter[str]) -> list[int]:
+        """Return which given negatives stay; also what was the text of a positive before that was made clean goes."""
         if not pair.negatives:
-            return ()
-        contents = {passage.content_hash for passage in positives} | {p.content_hash for p in pair.positives}
+            return []
+        contents = {passage.content_hash for passage in (*pair.positives, *raw_positives)}
         kept = []
-        for passage in map(self._with(counts), pair.negatives):
+        for at, passage in enumerate(pair.negatives):
             if not self._keeps(passage, "negative", counts):
                 continue
             if passage.content_hash in contents:
                 counts["negative_is_positive"] += 1
             else:
-                kept.append(passage)
-        return tuple(kept)
+                kept.append(at)
+        return kept
 
 
 @lru_cache(maxsize=1)

@@ -29,6 +29,7 @@ from data_shards.cleaning.config import CleaningConfig
 from data_shards.errors import UserError
 from data_shards.importing.columns import exact_hash
 from data_shards.importing.repeats import Keys
+from data_shards.npy import npy_bytes
 from data_shards.rows import Row
 from data_shards.samples import Pair, Passage
 
@@ -180,10 +181,10 @@ class SegmentWriter(AbstractContextManager["SegmentWriter"]):
         stem = f"{self._key}.{len(self._segments):03d}"
         self._write(f"{stem}.jsonl", b"\n".join(self._lines) + b"\n")
         keys = np.array(self._keys, dtype=np.uint64).reshape(-1, 2)
-        self._write(f"{stem}.keys.npy", _npy(keys))
+        self._write(f"{stem}.keys.npy", npy_bytes(keys))
         if self._cleaning.near_duplicates:
             self._sign()
-            self._write(f"{stem}.signatures.npy", _npy(np.concatenate(self._signatures)))
+            self._write(f"{stem}.signatures.npy", npy_bytes(np.concatenate(self._signatures)))
         self._segments.append(Segment(stem=stem, source=self._name, rows=len(self._lines), positions=len(keys)))
         self._begin_segment()
 
@@ -216,10 +217,3 @@ def quarantine_line(name: str, row: Row, reason: str) -> bytes:
         "raw": raw[:_RAW_BYTES].decode("utf-8", "replace").rstrip("\r\n"),
     }
     return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
-
-
-def _npy(array: NDArray[Any]) -> bytes:
-    """Return an array as a .npy file; numpy's own writing to files tells no cause where the disk is full."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()

@@ -36,7 +36,7 @@ def tar_rows(path: Path) -> Iterator[Row]:
         members = read_span(view[begin:end], path, begin)
         try:
             values = _values(members)
-        except (msgspec.DecodeError, UnicodeDecodeError, TypeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, TypeError, RecursionError) as error:
             yield Row({}, path, number, "sample", problem=str(error), raw=b"\n".join(members.values()))
             continue
         values.setdefault("__key__", span_key(view[begin:end], path, begin))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data_shards.atomic import allocate
 from data_shards.cleaning.config import CleaningConfig
 from data_shards.importing.repeats import OTHER, SAME, mark_repeats
 from data_shards.importing.segments import Segment
@@ -36,17 +37,23 @@ class Drops:
 def find_drops(segments: Sequence[Segment], work: Path, cleaning: CleaningConfig) -> Drops:
     """Find exact repetitions, and near-duplicates where that is asked for, over all segments."""
     positions = sum(segment.positions for segment in segments)
-    marks = _NO_MARKS
-    if positions:
-        place = work / "repeats.npy"
-        marks = np.lib.format.open_memmap(place, mode="w+", dtype=np.uint8, shape=(positions,))
+    marks = _mapped_marks(work / "repeats.u8", positions) if positions else _NO_MARKS
     mark_repeats((segment.keys(work) for segment in segments), marks)
     near = None
     if cleaning.near_duplicates:
         from data_shards.cleaning.near_duplicates import near_duplicate_rows
 
-        near = near_duplicate_rows([segment.signatures(work) for segment in segments], cleaning)
+        # Where each row is a position, as passages are: what goes already must not take its near-duplicates along.
+        gone = np.asarray(marks != 0) if positions == sum(segment.rows for segment in segments) else None
+        near = near_duplicate_rows([segment.signatures(work) for segment in segments], cleaning, gone=gone)
     return Drops(repeats=marks, near=near)
+
+
+def _mapped_marks(place: Path, positions: int) -> Marks:
+    """Map a file of zeros into memory, its room on the disk taken: a full one would end this process by SIGBUS."""
+    with open(place, "wb") as file:
+        allocate(file, positions)
+    return np.memmap(place, dtype=np.uint8, mode="r+")
 
 
 def conflicts(segments: Sequence[Segment], work: Path, drops: Drops) -> Iterator[tuple[str, Passage]]:
@@ -111,18 +118,7 @@ def _kept_pair(sample: Pair | Passage, marks: Marks, is_near: bool, counts: Coun
     if is_near:
         counts["near_duplicate"] += 1
         return None
-    if not repeated:
-        return sample
-    kept = np.flatnonzero(marks == 0).tolist()
-    return Pair(
-        query_id=sample.query_id,
-        query=sample.query,
-        positives=tuple(sample.positives[at] for at in kept),
-        negatives=sample.negatives,
-        source=sample.source,
-        weight=sample.weight,
-        scores=tuple(sample.scores[at] for at in kept) if sample.scores else (),
-    )
+    return sample.keeping(np.flatnonzero(marks == 0).tolist()) if repeated else sample
 
 
 def _kept_passage(sample: Pair | Passage, marks: Marks, is_near: bool, counts: Counter[str]) -> Passage | None:

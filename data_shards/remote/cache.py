@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from data_shards.atomic import atomic_path
+from data_shards.atomic import allocate, atomic_path
 from data_shards.errors import UserError
 from data_shards.file_lock import locked
 
@@ -28,7 +28,6 @@ _LOCK_NAME, _ROOM_LOCK_NAME = "lock", "room.lock"
 _TEMPORARY = ".tmp-"  # what `atomic_path` begins its names with
 _KEY = re.compile("[0-9a-f]{64}")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 _ROOM_POLL_S = 0.1
 
 _log = logging.getLogger(__name__)
@@ -142,7 +141,7 @@ class ShardCache:
         while True:
             with locked(self.folder / _ROOM_LOCK_NAME):
                 if self._make_room(path.parent, size):
-                    return _allocate(file, size)
+                    return allocate(file, size)
             if not wait:
                 raise _BusyError
             time.sleep(_ROOM_POLL_S)
@@ -187,18 +186,6 @@ def _is_whole(path: Path, size: int | None) -> bool:
     except FileNotFoundError:
         return False
     return size is None or found == size
-
-
-def _allocate(file: BinaryIO, size: int) -> None:
-    """Take a file's room on the disk, so that others count it, and a full disk shows before the fetch."""
-    if size == 0:
-        return
-    try:
-        os.posix_fallocate(file.fileno(), 0, size)
-    except OSError as error:
-        if error.errno not in _CANNOT_RESERVE:
-            raise
-        os.truncate(file.fileno(), size)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -141,5 +141,5 @@ class RemoteFolder:
             plain_name(wanted.name)
             with self._hold(wanted, self._retry, wait=False):
                 pass
-        except (UserError, OSError) as error:
+        except Exception as error:  # also a library's own mistake: it must not end the thread, unseen
             _log.info("%s was not fetched ahead: %s", wanted.name, error)

@@ -33,13 +33,31 @@ SCORED = st.builds(
     PAIRS,
     st.lists(st.floats(0, 100), min_size=3, max_size=3),
 )
+TEACHER = st.floats(allow_nan=False, allow_infinity=False)
+
+
+def taught(pair: Pair, scores: list[float]) -> Pair:
+    """Give a pair as many of the scores as it has passages."""
+    positives, negatives = len(pair.positives), len(pair.negatives)
+    return msgspec.structs.replace(
+        pair,
+        teacher_positives=tuple(scores[:positives]),
+        teacher_negatives=tuple(scores[positives : positives + negatives]),
+    )
+
+
+TAUGHT = st.builds(taught, PAIRS | SCORED, st.lists(TEACHER, min_size=6, max_size=6))
 KEY = st.from_regex(r"[a-z0-9é]{1,8}(/[a-z0-9_-]{1,150})?", fullmatch=True)
 MEMBERS = st.dictionaries(st.sampled_from(["json", "txt", "seg.png"]), st.binary(max_size=1500), min_size=1)
 TARS = st.dictionaries(KEY, MEMBERS, min_size=1, max_size=6)
 
 
 @settings(max_examples=60, deadline=None)
-@given(pairs=st.lists(PAIRS | SCORED, min_size=1, max_size=20), samples_per_shard=st.integers(1, 8), data=st.data())
+@given(
+    pairs=st.lists(PAIRS | SCORED | TAUGHT, min_size=1, max_size=20),
+    samples_per_shard=st.integers(1, 8),
+    data=st.data(),
+)
 def test_pairs_come_back(pairs: list[Pair], samples_per_shard: int, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "pairs"
@@ -48,6 +66,7 @@ def test_pairs_come_back(pairs: list[Pair], samples_per_shard: int, data: st.Dat
                 writer.add(pair)
         dataset = PairDataset(folder)
         assert list(dataset) == pairs
+        assert dataset.with_teacher == sum(pair.has_teacher for pair in pairs)
         ordinals = data.draw(st.lists(st.integers(0, len(pairs) - 1), max_size=10))
         assert dataset.pairs(ordinals) == [pairs[at] for at in ordinals]
         shards, rows = dataset.locate(ordinals)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 
 from encoder.model import Encoder
 from encoder.snapshot import load_encoder, save_snapshot
+from tests.unit.damaged import sound_dataset
 from tests.unit.tiny import tiny_encoder
 
 torch.set_num_threads(1)
@@ -31,6 +33,24 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def encoder(snapshot: Path) -> Encoder:
     """A fresh encoder for each test, always with the same weights and tokenizer."""
     return load_encoder(snapshot)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A sound dataset to harm, as `tests.unit.damaged` describes it."""
+    return sound_dataset(tmp_path / "pairs")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("wants root that may mount a tmpfs")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 @pytest.fixture

@@ -41,6 +41,15 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     assert names(path.parent) == ["state"]
 
 
+def test_threads_that_write_one_file_do_not_share_a_half(tmp_path: Path) -> None:
+    """Nor do machines whose processes have the same number."""
+    with atomic_path(tmp_path / "state") as first, atomic_path(tmp_path / "state") as second:
+        assert first != second
+        first.write_text("one")
+        second.write_text("two")
+    assert names(tmp_path) == ["state"]
+
+
 def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "state"
     path.write_text("old")

@@ -11,6 +11,7 @@ from data_shards.atomic import sha256_file
 from data_shards.check import MOST_SAMPLES, Damage, damages_of, sample
 from data_shards.errors import ShardCorruptError, UserError
 from data_shards.manifest import ShardEntry, dataset_id_of
+from data_shards.reader import CorpusDataset
 from data_shards.samples import Pair, Passage
 from data_shards.writer import ShardWriter
 from launch.cli import main
@@ -133,6 +134,19 @@ def test_a_sidecar_of_another_shard_is_found(corpus: Path, ending: str, data: tu
     )
 
 
+def test_checksums_without_a_seal_are_old_and_no_damage(corpus: Path) -> None:
+    """Until a reader seals them: the values are right."""
+    path = corpus / "corpus-000001.tar.crc"
+    sealed = path.read_bytes()
+    path.write_bytes(sealed[:-8])
+    assert lines(corpus) == []
+    list(CorpusDataset(corpus))
+    assert path.read_bytes() == sealed
+    path.write_bytes(sealed[:-1] + bytes([sealed[-1] ^ 1]))
+    (found,) = lines(corpus)
+    assert found.startswith("corpus-000001.tar.crc at byte 15: it does not match corpus-000001.tar; delete it")
+
+
 def test_positives_of_another_shard_are_found(pairs: Path) -> None:
     overwrite(pairs / "train-000000.tar.pos", 0, b"another!")
     (found,) = lines(pairs)
@@ -201,9 +215,28 @@ def test_samples_are_drawn_by_seed(corpus: Path, pairs: Path) -> None:
         "source",
         "weight",
         "scores",
+        "teacher_positives",
+        "teacher_negatives",
     }
-    with pytest.raises(UserError, match="-1 samples were asked for"):
-        sample(pairs, -1)
+    for count in (0, -1):
+        with pytest.raises(UserError, match=f"^{count} samples were asked for; set --n to 1 or more$"):
+            sample(pairs, count)
+
+
+def test_what_is_not_there_is_told_before_every_byte_is_read(
+    pairs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("the bytes are read")
+
+    monkeypatch.setattr("data_shards.check.damages_of", never)
+    for option, value, message in [
+        ("--corpus", "nowhere", "nowhere is no dataset"),
+        ("--evaluation", "nowhere:test", "nowhere is no folder"),
+        ("--tokenizer", "nowhere", "nowhere"),
+    ]:
+        assert main(["shards", "check", str(pairs), option, value]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_check_goes_on_with_the_sound_shards_and_exits_1(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import random
+import resource
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +37,7 @@ def pairs_of_texts(similarity: float, count: int, *, first: int = 0) -> list[str
     return texts
 
 
-def drop(tmp_path: Path, texts: list[str], config: CleaningConfig = WORDS, cuts: tuple[int, ...] = (), **more: int):
+def drop(tmp_path: Path, texts: list[str], config: CleaningConfig = WORDS, cuts: tuple[int, ...] = (), **more: Any):
     """Return which texts go, their signatures in files cut at these places."""
     parts = []
     for number, block in enumerate(np.split(signatures(texts, config), cuts)):
@@ -50,6 +53,30 @@ def test_planted_pairs_are_found_by_their_similarity(tmp_path, similarity, least
     dropped = drop(tmp_path, pairs_of_texts(similarity, 300))
     assert not dropped[::2].any(), "the first of a pair stays, and strangers are not joined"
     assert least <= dropped[1::2].mean() <= most
+
+
+def test_more_files_than_may_be_open_are_compared(tmp_path):
+    """A large import has a file of signatures for every 65,536 texts."""
+    texts = pairs_of_texts(0.97, 20)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = drop(tmp_path, texts)
+    (tmp_path / "many").mkdir()
+    few = len(os.listdir("/proc/self/fd")) + 24
+    monkey = near_duplicates._MAPPED_FILES
+    near_duplicates._MAPPED_FILES = 2
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
+        found = drop(tmp_path / "many", texts, cuts=tuple(range(1, len(texts))))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        near_duplicates._MAPPED_FILES = monkey
+    assert found.tolist() == wanted.tolist()
+
+
+def test_rows_that_are_gone_take_none_along(tmp_path):
+    texts = pairs_of_texts(0.97, 2)
+    gone = np.array([True, False, False, False])
+    assert drop(tmp_path, texts, gone=gone).tolist() == [False, False, False, True]
 
 
 @pytest.mark.parametrize("similarity", [0.4, 0.6, 0.8, 0.95])

@@ -19,7 +19,7 @@ from data_shards.atomic import sha256_file
 from data_shards.manifest import FIELDS, Manifest, ShardEntry, dataset_id_of
 from data_shards.reader import PairDataset
 from data_shards.samples import sample_key
-from data_shards.sidecar import sidecar_path
+from data_shards.sidecar import save_sidecar, sidecar_path
 from data_shards.tar import scan_crcs
 from tests.unit.damaged import (
     ROWS,
@@ -30,14 +30,7 @@ from tests.unit.damaged import (
     assert_skips,
     forget_sidecars,
     pair,
-    sound_dataset,
 )
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A sound dataset to harm."""
-    return sound_dataset(tmp_path / "pairs")
 
 
 def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
@@ -59,8 +52,7 @@ def remake(place: Path, name: str, payload: bytes, kind: bytes = tarfile.REGTYPE
     path.write_bytes(archive.getvalue() + bytes(1024))
     forget_sidecars(path)
     sidecar_path(path, "idx").write_bytes(borders.tobytes())
-    crcs = scan_crcs(path, borders.astype(np.uint64))
-    sidecar_path(path, "crc").write_bytes(crcs.astype("<u4").tobytes())
+    save_sidecar(path, "crc", scan_crcs(path, borders.astype(np.uint64)))
     manifest = Manifest.load(place)
     entry = ShardEntry(path=SHARD, samples=ROWS, bytes=path.stat().st_size, sha256=sha256_file(path))
     shards = [manifest.shards[0], entry, manifest.shards[2]]

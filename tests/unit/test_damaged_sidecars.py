@@ -25,14 +25,7 @@ from tests.unit.damaged import (
     assert_raises,
     overwrite,
     pair,
-    sound_dataset,
 )
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A sound dataset to harm."""
-    return sound_dataset(tmp_path / "pairs")
 
 
 def foreign_sidecar(path: Path) -> None:

@@ -37,15 +37,8 @@ from tests.unit.damaged import (
     lines,
     overwrite,
     pair,
-    sound_dataset,
     write_pairs,
 )
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A sound dataset to harm."""
-    return sound_dataset(tmp_path / "pairs")
 
 
 def cut(size: int) -> Harm:
@@ -171,6 +164,13 @@ CASES = {
         error=(0, CRC),
         bare_error=(0, SHA),
         lost=[(row, row * SPAN) for row in range(ROWS)],
+        bare_lost=[(WHOLE_SHARD, 0)],
+    ),
+    "another dataset's shard of the same size, with its sidecars": Case(
+        harm=swap(sidecars=True),
+        error=(0, SHA),
+        bare_error=(0, SHA),
+        lost=[(WHOLE_SHARD, 0)],
         bare_lost=[(WHOLE_SHARD, 0)],
     ),
     "another dataset's larger shard": Case(

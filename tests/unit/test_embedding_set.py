@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from data_shards.errors import UserError
-from data_shards.samples import Passage, text_hash
-from index_build.embedding_part import Provenance, finished_part, id_hash, part_files, write_part
+from data_shards.samples import Passage, id_hash, text_hash
+from index_build.embedding_part import Provenance, finished_part, part_files, write_part
 from index_build.embedding_set import EmbeddingSet, publish_set
 
 BY = Provenance(snapshot_hash="sha256:aa", precision="float32", shard="corpus-000000.tar", shard_sha256="bb")

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from data_shards.reader import PairDataset
-from data_shards.samples import Pair, Passage, text_hash
+from data_shards.samples import Pair, Passage, id_hash, text_hash
 from data_shards.writer import ShardWriter
-from index_build.embedding_part import id_hash
 from index_build.embedding_set import RowHashes
 from index_build.filters import Verdict, draw, judge, score_limit
 from index_build.known_positives import KnownPositives

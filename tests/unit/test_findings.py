@@ -170,6 +170,39 @@ def test_positives_are_looked_up_in_their_corpus(tmp_path):
     assert of("positive_not_in_corpus", few).severity == "warning"
 
 
+@pytest.mark.parametrize("own_id", [True, False], ids=["under its id", "under another id"])
+def test_positives_under_another_title_are_not_missing(tmp_path, own_id):
+    """The corpus was imported with titles and the pairs without them, or the other way round."""
+    corpus = [
+        Passage(id="p0", title="One", text="first text"),
+        Passage(id="p1", text="second text"),
+        Passage(id="p2", title="Three", text="third text"),
+        Passage(id="p3", title="Four", text=""),
+    ]
+    positives = [
+        Passage(id="p0", text="first text"),
+        Passage(id="p1", title="Two", text="second text"),
+        Passage(id="p2", title="THREE", text="third  text"),
+        Passage(id="p3", title="Five", text=""),  # nothing but titles: these are different
+        Passage(id="p4", title="One", text="another text"),
+    ]
+    if not own_id:
+        positives = [Passage(id=f"x{row.id}", title=row.title, text=row.text) for row in positives]
+    place = write_corpus(tmp_path / "c", corpus)
+    pairs = [pair(number, positives=(row,)) for number, row in enumerate(positives)]
+    findings = look(tmp_path, pairs, corpus=str(place), max_missing_share=0.5)
+    found = {
+        one.name: (one.severity, one.count, one.of, {row.row for row in one.examples}) for one in findings.findings
+    }
+    assert found["positive_title_differs"] == ("warning", 2, 5, {0, 1})
+    if own_id:
+        assert found["positive_differs_from_corpus"] == ("warning", 1, 5, {3})
+        assert found["positive_not_in_corpus"][:3] == ("warning", 1, 5)
+    else:
+        assert found["positive_under_another_id"][:3] == ("note", 1, 5)
+        assert found["positive_not_in_corpus"][:3] == ("warning", 2, 5)
+
+
 def test_pairs_without_positive_or_weight(tmp_path):
     pairs = [
         pair(0, positives=()),
@@ -203,6 +236,17 @@ def test_uneven_weights_are_told(tmp_path):
     finding = of("uneven_weights", look(tmp_path, pairs))
     # (1000 + 39)^2 / (1000^2 + 39) = 1.08 of 40 pairs are in effect
     assert (finding.count, finding.of) == (39, 40)
+
+
+def test_pairs_that_no_teacher_scored_are_told_where_others_are(tmp_path):
+    taught = [pair(number, teacher_positives=(1.0,)) for number in range(3)]
+    half = pair(3, negatives=(passage("n"),), teacher_positives=(1.0,))
+    findings = look(tmp_path / "some", [*taught, half, pair(4)])
+    finding = of("pair_without_teacher", findings)
+    assert (finding.severity, finding.count, finding.of) == ("warning", 2, 5)
+    assert findings.numbers["with_teacher"] == 3
+    assert look(tmp_path / "all", taught).findings == ()
+    assert "with_teacher" not in look(tmp_path / "none", [pair(4)]).numbers
 
 
 def test_near_duplicates_are_found_once(tmp_path):

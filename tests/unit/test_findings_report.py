@@ -3,49 +3,18 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from data_shards.findings.find import ChecksConfig, Findings, find
 from launch.data_report import write_data_report
-from launch.data_text import findings_text, percent, verdict
+from launch.data_text import findings_text, percent, samples_text, stats_text, verdict
+from tests.unit.page_outline import Outline, assert_offline
 from tests.unit.tiny import pair, passage, write_corpus, write_pairs
 
 HOSTILE = "<script>alert('x')</script> & $\\frac{1}{2}$ {{ 7 * 7 }}"
-
-
-class Outline(HTMLParser):
-    """Collects tags, attributes and text, and checks that what is opened is closed."""
-
-    VOID = frozenset({"meta", "br"})
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: set[str] = set()
-        self.attributes: list[tuple[str, str]] = []
-        self.texts: list[str] = []
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.handle_startendtag(tag, attrs)
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.add(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if data.strip() and "style" not in self.open:
-            self.texts.append(" ".join(data.split()))
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +41,7 @@ def page(folder: Path, findings: Findings) -> str:
 
 def test_the_page_lies_in_the_dataset_and_takes_nothing_from_elsewhere(folder, page):
     assert (folder / "validation.html").is_file()
-    parsed = Outline(page)
-    assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form"} & parsed.tags
-    names = {name.lower() for name, _ in parsed.attributes}
-    assert not {name for name in names if name.startswith("on")}
-    assert not {"src", "href", "srcset", "action"} & names
-    assert "://" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
-    assert "default-src 'none'" in page
-    ids = [value for name, value in parsed.attributes if name == "id"]
-    assert len(ids) == len(set(ids))
+    assert_offline(page)
 
 
 def test_hostile_text_stays_text(page):
@@ -133,6 +94,17 @@ def test_findings_as_text(folder, findings):
     allowed = find(folder, ChecksConfig(allow=("pair_without_positive",), near_duplicates=False))
     assert verdict(allowed).startswith("Fatal findings were allowed: pair_without_positive; besides, ")
     assert "allowed    pair_without_positive" in findings_text(allowed)
+
+
+def test_a_teachers_scores_are_shown(tmp_path):
+    taught = pair(0, negatives=(passage("n"),), teacher_positives=(2.5,), teacher_negatives=(-7.0,))
+    dataset = write_pairs(tmp_path / "p", [taught, pair(1)])
+    shown = samples_text([msgspec.to_builtins(sample) for sample in dataset])
+    assert "positive p0  teacher 2.5\n" in shown
+    assert "negative n  teacher -7\n" in shown
+    assert "positive p1\n" in shown
+    numbers = find(tmp_path / "p", ChecksConfig(near_duplicates=False)).numbers
+    assert "pairs with a teacher's score for every passage: 1" in stats_text(numbers)
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,19 @@ def test_fatal_findings_stop_the_import_unless_allowed_by_name(tmp_path: Path, c
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("setting", ["--checks.corpus=nowhere", "--cleaning.tokenizer=nowhere"])
+def test_what_is_not_there_is_told_before_all_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("the import has begun")
+
+    monkeypatch.setattr("data_shards.importing.importers.import_dataset", never)
+    path = jsonl(tmp_path / "in.jsonl", [{"query": "q", "positive": "a"}])
+    assert main(["shards", "pairs", "--input", str(path), "--out", str(tmp_path / "out"), setting]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
 def test_no_input_and_no_workers_are_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["shards", "corpus", "--out", str(tmp_path / "out")]) == 2
     assert "no input was given" in capsys.readouterr().err

@@ -156,6 +156,98 @@ def test_weights_and_scores_travel(tmp_path: Path, row: dict[str, Any], weight: 
     assert (pair.weight, pair.scores) == (weight, scores)
 
 
+@pytest.mark.parametrize(
+    ("row", "columns", "positives", "negatives"),
+    [
+        ({"pos_scores": [3.5, -1], "neg_scores": [-2, -8]}, {}, (3.5, -1.0), (-2.0, -8.0)),  # FlagEmbedding
+        ({"teacher_positives": [1, 2], "teacher_negatives": None}, {}, (1.0, 2.0), ()),
+        ({"gold": [1, 2], "pos_scores": [7, 7]}, {"teacher_positives": "gold"}, (1.0, 2.0), ()),
+        ({"scores": [9, 8, -7, 6.5]}, {}, (9.0, 8.0), (-7.0, 6.5)),  # sentence-transformers
+        ({"score": ["9", 8, -7, 6.5]}, {}, (9.0, 8.0), (-7.0, 6.5)),
+        ({"label": [9, 8, -7, 6.5]}, {"teacher": "label"}, (9.0, 8.0), (-7.0, 6.5)),
+        ({"score": 0.5}, {}, (), ()),  # nobody knows of what
+        ({"pos_scores": [], "neg_scores": ""}, {}, (), ()),
+    ],
+)
+def test_a_teachers_scores_travel(
+    tmp_path: Path, row: dict[str, Any], columns: dict[str, str], positives: tuple, negatives: tuple
+) -> None:
+    path = jsonl(tmp_path / "in.jsonl", [{"query": "q", "pos": ["a", "b"], "neg": ["c", "d"], **row}])
+    config = ImportConfig(columns=Columns(**columns))
+    pair = imported("pairs", [path], tmp_path / "out", config)[0]
+    assert (pair.teacher_positives, pair.teacher_negatives, pair.scores) == (positives, negatives, ())
+    assert Manifest.load(tmp_path / "out").with_teacher == int(bool(positives and negatives))
+    # Our own shards give them back, as they are.
+    assert imported("pairs", [tmp_path / "out"], tmp_path / "again")[0] == pair
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form not in ("tsv", "csv", "txt.tar")])
+def test_a_teachers_scores_come_back_from_every_form_that_has_lists(tmp_path: Path, form: str) -> None:
+    rows = [
+        {"query": f"q{n}", "pos": [f"a{n}"], "neg": [f"b{n}"], "pos_scores": [n + 0.5], "neg_scores": [-n]}
+        for n in range(3)
+    ]
+    pairs = imported("pairs", [write_rows(tmp_path / f"in.{form}", rows)], tmp_path / "out")
+    assert [(p.teacher_positives, p.teacher_negatives) for p in pairs] == [((n + 0.5,), (-n,)) for n in range(3)]
+
+
+@pytest.mark.parametrize("form", ["tsv", "csv", "txt.tar"])
+def test_a_table_holds_one_score_a_column(tmp_path: Path, form: str) -> None:
+    rows = [{"query": f"q{n}", "positive": f"a{n}", "negative": f"b{n}", "score": f"{n}.25"} for n in range(3)]
+    config = ImportConfig(columns=Columns(teacher="score"))
+    pairs = imported("pairs", [write_rows(tmp_path / f"in.{form}", rows)], tmp_path / "out", config)
+    assert [(p.teacher_positives, p.teacher_negatives) for p in pairs] == [((0.0,), (-n - 0.25,)) for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "message"),
+    [
+        ({"pos_scores": [1]}, {}, "1 teacher scores for 2 positives; wanted one each"),
+        ({"neg_scores": [1, 2, 3]}, {}, "3 teacher scores for 2 negatives; wanted one each"),
+        ({"pos_scores": [1, None]}, {}, "teacher score None is no number"),
+        ({"neg_scores": ["NaN", 1]}, {}, "teacher score NaN is not finite"),
+        ({"neg_scores": [10**400, 1]}, {}, "teacher score 100000000000000000000000 is not finite"),
+        (
+            {"label": [1, 2]},
+            {"teacher": "label"},
+            "2 teacher scores for 2 positives and 2 negatives; wanted one each",
+        ),
+        ({}, {"teacher_positives": "gold"}, r"no teacher_positives \(looked for gold\).*--columns.teacher_positives"),
+        ({"scores": [1, 2, 3]}, {}, "3 scores for 2 positives; wanted one each"),
+    ],
+)
+def test_a_teachers_scores_that_do_not_fit_are_named(
+    tmp_path: Path, row: dict[str, Any], columns: dict[str, str], message: str
+) -> None:
+    path = jsonl(tmp_path / "in.jsonl", [{"query": "q", "pos": ["a", "b"], "neg": ["c", "d"], **row}])
+    with pytest.raises(UserError, match=rf"in\.jsonl, line 1: {message}"):
+        import_dataset("pairs", [path], tmp_path / "out", ImportConfig(columns=Columns(**columns)))
+
+
+def test_a_teachers_scores_stay_with_their_passages(tmp_path: Path) -> None:
+    """Whatever cleaning and repetitions take away."""
+    rows = [
+        {"query": "q", "pos": ["a"], "neg": ["c"], "pos_scores": [1], "neg_scores": [-1]},
+        {
+            "query": "q",
+            "pos": ["", "a", "b", "d"],
+            "neg": ["c", "B", " ", "e"],
+            "pos_scores": [1, 2, 3, 4],
+            "neg_scores": [-1, -2, -3, -4],
+        },
+    ]
+    pairs = imported("pairs", [jsonl(tmp_path / "in.jsonl", rows)], tmp_path / "out")
+    second = pairs[1]
+    assert [(p.text, s) for p, s in zip(second.positives, second.teacher_positives, strict=True)] == [
+        ("b", 3),
+        ("d", 4),
+    ]
+    assert [(p.text, s) for p, s in zip(second.negatives, second.teacher_negatives, strict=True)] == [
+        ("c", -1),
+        ("e", -4),
+    ]
+
+
 def test_scores_stay_with_their_positives(tmp_path: Path) -> None:
     rows = [
         {"query": "q", "positive": ["a", "b"], "scores": [3, 2]},

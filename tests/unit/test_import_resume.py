@@ -163,6 +163,17 @@ def test_a_malformed_row_keeps_the_parts_that_are_done(inputs: list[Path], tmp_p
     assert second.names == ["in2.jsonl"]
 
 
+def test_the_folder_one_stands_in_can_be_the_output(
+    inputs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`.` has no name: the work folder lay in it, and when all was done it was found not to be empty."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    import_dataset("pairs", inputs, Path("."), SMALL)
+    assert (tmp_path / "here" / "manifest.json").is_file()
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_what_validation_refuses_is_not_published(inputs: list[Path], tmp_path: Path) -> None:
     def validate(folder: Path) -> None:
         assert folder.name == "out"

@@ -35,6 +35,15 @@ def test_it_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert (saved.samples, saved.bytes, saved.shards[1].stem) == (6, 4096, "train-000001")
 
 
+def test_pairs_with_a_teacher_are_told_where_they_were_counted(tmp_path: Path) -> None:
+    manifest(with_teacher=2).save(tmp_path)
+    assert Manifest.load(tmp_path).with_teacher == 2
+    row = json.loads((tmp_path / "manifest.json").read_text())
+    del row["with_teacher"]  # written before anybody counted
+    (tmp_path / "manifest.json").write_text(json.dumps(row))
+    assert Manifest.load(tmp_path).with_teacher is None
+
+
 def test_the_dataset_id_is_a_hash_of_kind_and_contents() -> None:
     by_hand = hashlib.sha256(b"pairs" + bytes(32) + b"\xff" * 32).hexdigest()
     assert dataset_id_of("pairs", ENTRIES) == f"sha256:{by_hand}"
@@ -63,6 +72,7 @@ def test_the_other_kind_is_refused(tmp_path: Path) -> None:
         (lambda row: row.update(schema_version=2), "schema version 2, this dipole reads 1; update dipole"),
         (lambda row: row.update(kind="images"), "kind 'images' is none of pairs, corpus"),
         (lambda row: row.update(surprise=1), "unexpected keyword argument 'surprise'"),
+        (lambda row: row.update(with_teacher="all"), "with_teacher 'all' is no whole number"),
         (lambda row: row.pop("dataset_id"), "missing 1 required keyword-only argument: 'dataset_id'"),
         (lambda row: row.pop("shards"), "'shards'"),
         (lambda row: row["shards"][0].update(path="../train.tar"), "'../train.tar' is not the plain name of a .tar"),

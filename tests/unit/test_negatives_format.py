@@ -22,6 +22,8 @@ from data_shards.negatives import (
 )
 from data_shards.samples import Passage
 from data_shards.shard_reader import ShardReader
+from data_shards.sidecar import save_sidecars
+from data_shards.tar import write_tar
 
 MANIFEST = NegativesManifest(
     version=3,
@@ -63,6 +65,37 @@ def test_negatives_come_back_by_shard_and_row(root: Path) -> None:
     assert version.negatives("train-000002", 0) == [mined(2)[0].passage]
     assert len(version) == 3
     assert version.manifest == replace(MANIFEST, shards=version.manifest.shards)
+
+
+def test_a_teachers_score_comes_back_where_there_is_one(tmp_path: Path) -> None:
+    """Beside versions that have none: their bytes are as they were before there were any."""
+    one, two = mined(1, 2)
+    rows = [NegativesRow("train-000000", 2, "000000002", [one._replace(teacher=-4.5), two])]
+    write_negatives(tmp_path, MANIFEST, rows)
+    version = NegativesVersion.open(tmp_path, 3)
+    assert [negative.teacher for negative in version.mined("train-000000", 2)] == [-4.5, None]
+    assert version.negatives("train-000000", 2) == [one.passage, two.passage]
+    found = json.loads(ShardReader(version.folder / "train-000000.tar").payload(0))["negatives"]
+    assert [row.get("teacher", "none") for row in found] == [-4.5, "none"]
+    bad = [NegativesRow("train-000000", 2, "000000002", [one._replace(teacher=float("nan"))])]
+    with pytest.raises(ValueError, match="a teacher's score is nan, wanted a finite number"):
+        write_negatives(tmp_path / "bad", MANIFEST, bad)
+
+
+@pytest.mark.parametrize("change", [{"score": "near"}, {"teacher": "high"}, {"teacher": float("inf")}, {"id": None}])
+def test_negatives_that_make_no_sense_are_named(tmp_path: Path, change: dict[str, object]) -> None:
+    """Sound bytes of somebody else's: seen when they are read."""
+    write_negatives(tmp_path, MANIFEST, ROWS)
+    folder = version_dir(tmp_path, 3)
+    row = {"id": "p3", "title": "T3", "text": "text 3", "score": 0.3, **change}
+    summary = write_tar(folder / "train-000002.tar", [("000000020.json", json.dumps({"negatives": [row]}).encode())])
+    save_sidecars(folder / "train-000002.tar", summary)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["shards"][1].update(sha256=summary.sha256, bytes=summary.bytes)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    version = NegativesVersion.open(tmp_path, 3)
+    with pytest.raises(ShardCorruptError, match=r"train-000002\.tar at byte 0: row 0 holds no mined negatives \("):
+        version.mined("train-000002", 0)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +206,19 @@ def test_a_damaged_manifest_is_refused(root: Path) -> None:
     path.write_text(path.read_text()[:50])
     with pytest.raises(UserError, match="manifest.json is not valid JSON"):
         NegativesVersion.open(root, 3)
+
+
+def test_few_shards_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version of a large run touches thousands: all of them open would be more than a process may have."""
+    monkeypatch.setattr("data_shards.negatives._OPEN_SHARDS", 2)
+    rows = [NegativesRow(f"train-{n:06d}", n, f"{n:09d}", mined(n + 1)) for n in range(40)]
+    write_negatives(tmp_path, MANIFEST, rows)
+    before = len(os.listdir("/proc/self/fd"))
+    version = NegativesVersion.open(tmp_path, 3)
+    for _ in range(2):
+        for n in range(40):
+            assert version.negatives(f"train-{n:06d}", n) == [mined(n + 1)[0].passage]
+    assert len(os.listdir("/proc/self/fd")) <= before + 2 * 2
 
 
 def test_rows_are_never_unpickled(root: Path) -> None:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from data_shards.errors import UserError
 from launch.process_pool import process_pool
+
+ROOT = Path(__file__).parents[2]
 
 # Top-level, so that a new process finds them by name.
 
@@ -67,6 +73,34 @@ def test_leaving_in_haste_ends_running_work(tmp_path: Path) -> None:
     signal.signal(signal.SIGINT, handler_before)
     assert time.monotonic() - began < 30
     assert multiprocessing.active_children() == []
+
+
+def test_sigterm_leaves_neither_processes_nor_semaphores(tmp_path: Path) -> None:
+    """Python would warn of "leaked semaphore objects": a user takes that for a fault of the data."""
+    script = f"""
+        from launch.process_pool import process_pool
+        from tests.unit.test_process_pool import sleep_long
+        if __name__ == "__main__":
+            with process_pool(2) as run:
+                list(run(sleep_long, [{str(tmp_path)!r}] * 2))
+        """
+    (tmp_path.parent / "script.py").write_text(textwrap.dedent(script))
+    command = [sys.executable, str(tmp_path.parent / "script.py")]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    until = time.monotonic() + 60
+    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < until:
+        time.sleep(0.02)
+    workers = [int(path.name) for path in tmp_path.iterdir()]
+    process.terminate()
+    assert (process.communicate(timeout=30)[0], process.returncode) == ("", 143)
+    assert len(workers) == 2
+    assert not [pid for pid in workers if psutil.pid_exists(pid)]
 
 
 def _start_and_interrupt(results: Iterator[None], place: Path) -> None:

@@ -62,10 +62,52 @@ def test_text_that_is_no_utf_8_is_one_bad_row(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes('{"n": "é"}\n{"n": 2}\n'.encode("latin-1"))
     bad, good = jsonl_rows(path)
-    assert bad.problem == "not UTF-8 text (invalid continuation byte at byte 7 of the line); convert the file"
+    assert bad.problem == (
+        "not UTF-8 text (invalid continuation byte at byte 7 of the line); it looks like WINDOWS-1252, "
+        "convert the file with `iconv -f WINDOWS-1252 -t UTF-8`"
+    )
     assert good.values == {"n": 2}
     with pytest.raises(UserError, match=r"a\.jsonl, line 1: not UTF-8"):
         list(read_jsonl(path))
+
+
+def test_an_object_that_is_nested_too_deep_is_one_bad_row(tmp_path: Path) -> None:
+    """The quick decoder has an error of its own for it."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"n": ' + b"[" * 100_000 + b'\n{"n": 2}\n')
+    bad, good = jsonl_rows(path)
+    assert bad.problem == "not JSON (nested too deep)"
+    assert good.values == {"n": 2}
+
+
+def test_a_row_of_a_csv_that_is_no_utf_8_is_one_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("\ufeffn,x\r\n1,é\r\n".encode() + 'no,"caf\xe9\nau lait"\r\n3,x\r\n'.encode("latin-1"))
+    first, bad, third = csv_rows(path)
+    assert (first.values, third.values) == ({"n": "1", "x": "é"}, {"n": "3", "x": "x"})
+    assert bad.problem.startswith("not UTF-8 text; it looks like WINDOWS-1252, convert the file with `iconv -f WIN")
+    assert (bad.raw, bad.place) == (b"no,caf\xe9\nau lait", 4)
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("größe,x\n1,2\n".encode("latin-1"), r"in the header line\); it looks like WINDOWS-1252, convert"),
+        (
+            "größe,x\n1,2\n".encode("utf-16"),
+            r"in the header line\); it looks like UTF-16, convert the file with `iconv",
+        ),
+        ("вопрос,ответ\n1,2\n".encode("cp1251"), r"in the header line\); convert the file with `iconv -f ENCODING"),
+    ],
+)
+def test_a_header_that_is_no_utf_8_is_one_line_with_the_fix(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    """Nothing in the file can be told by name then."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name} is not UTF-8 text \(.*{message}"):
+        list((tsv_rows if name == "a.tsv" else csv_rows)(tmp_path / name))
 
 
 def test_a_line_that_is_far_too_long_is_one_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

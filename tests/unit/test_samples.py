@@ -7,7 +7,7 @@ import hashlib
 import pytest
 import torch
 
-from data_shards.samples import Pair, Passage, text_hash
+from data_shards.samples import Pair, Passage, id_hash, text_hash
 
 
 @pytest.mark.parametrize(
@@ -101,6 +101,84 @@ def test_a_weight_that_the_loss_cannot_take_is_refused(more: str, message: str) 
 def test_a_weight_may_be_written_in_any_way(weight: str) -> None:
     found = Pair.from_json(f'{{"query_id": "1", "query": "?", "positives": [], "weight": {weight}}}'.encode())
     assert found.weight == float(weight.strip('"'))
+
+
+def test_a_teachers_scores_are_written_where_there_are_some() -> None:
+    one, two, three = (Passage(id=str(at), text="xyz"[at]) for at in range(3))
+    pair = Pair(
+        query_id="q",
+        query="?",
+        positives=(one,),
+        negatives=(two, three),
+        teacher_positives=(-0.5,),
+        teacher_negatives=(-7.25, 1e-3),
+    )
+    assert pair.to_json().endswith(b',"teacher_positives":[-0.5],"teacher_negatives":[-7.25,0.001]}')
+    assert Pair.from_json(pair.to_json()) == pair
+    plain = Pair(query_id="q", query="?", positives=(one,), negatives=(two, three))
+    assert b"teacher" not in plain.to_json()
+    assert (pair.has_teacher, plain.has_teacher) == (True, False)
+    half = {"query_id": "q", "query": "?", "positives": (one,), "teacher_positives": (1.0,)}
+    assert Pair(**half).has_teacher
+    assert not Pair(**half, negatives=(two,)).has_teacher
+    assert not Pair(query_id="q", query="?", positives=()).has_teacher
+
+
+@pytest.mark.parametrize("query_id", ['"5"', "5"], ids=["quickly", "tolerantly"])
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            '"teacher_positives": [1, 2]',
+            "`teacher_positives` holds 2 numbers for 1 passages, wanted one each, or none",
+        ),
+        ('"teacher_negatives": [1]', "`teacher_negatives` holds 1 numbers for 2 passages"),
+        ('"teacher_positives": [NaN]', "`teacher_positives` holds nan, wanted finite numbers"),
+        ('"teacher_negatives": [1, -1e999]', "`teacher_negatives` holds 1.0, -inf, wanted finite numbers"),
+    ],
+)
+def test_a_teachers_scores_that_fit_no_passages_are_refused(query_id: str, more: str, message: str) -> None:
+    passages = (
+        '"positives": [{"id": "1", "text": "x"}], "negatives": [{"id": "2", "text": "y"}, {"id": "3", "text": "z"}]'
+    )
+    with pytest.raises(ValueError, match=message):
+        Pair.from_json(f'{{"query_id": {query_id}, "query": "?", {passages}, {more}}}'.encode())
+
+
+def test_a_number_beyond_all_floats_is_refused_by_name() -> None:
+    """Python's own error for it is none that a quarantine catches."""
+    with pytest.raises(ValueError, match="`weight` holds inf, wanted finite numbers"):
+        Pair.from_json(b'{"query_id": "1", "query": "?", "positives": [], "weight": 1' + b"0" * 400 + b"}")
+
+
+def test_a_pair_keeps_what_is_said_of_the_passages_that_it_keeps() -> None:
+    passages = tuple(Passage(id=str(at), text=str(at)) for at in range(5))
+    pair = Pair(
+        query_id="q",
+        query="?",
+        positives=passages[:3],
+        negatives=passages[3:],
+        weight=2.0,
+        scores=(1.0, 2.0, 3.0),
+        teacher_positives=(0.1, 0.2, 0.3),
+        teacher_negatives=(-1.0, -2.0),
+    )
+    kept = pair.keeping([0, 2])
+    assert (kept.positives, kept.scores, kept.teacher_positives) == (
+        (passages[0], passages[2]),
+        (1.0, 3.0),
+        (0.1, 0.3),
+    )
+    assert (kept.negatives, kept.teacher_negatives, kept.weight) == (passages[3:], (-1.0, -2.0), 2.0)
+    assert pair.keeping([1], [1]).teacher_negatives == (-2.0,)
+    bare = Pair(query_id="q", query="?", positives=passages[:3]).keeping([2])
+    assert (bare.positives, bare.scores, bare.teacher_positives) == ((passages[2],), (), ())
+
+
+def test_an_id_has_a_hash_as_it_is_spelt() -> None:
+    """Embedding sets hold these on disk: they never change."""
+    assert id_hash("p-1") == 7944182258543056510
+    assert id_hash("P-1") != id_hash("p-1")
 
 
 def test_what_others_write_is_read_as_tolerantly_as_it_is_strictly() -> None:

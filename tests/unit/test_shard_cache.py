@@ -5,22 +5,18 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
 from data_shards.errors import UserError
-from data_shards.file_lock import locked
 from data_shards.remote.cache import ShardCache
+from tests.unit.processes import start_python
 
-ROOT = Path(__file__).parents[2]
 SIZE = 1000
 
 
@@ -49,12 +45,6 @@ def put(cache: ShardCache, number: int, size: int = SIZE) -> Path:
 
 def kept(cache: ShardCache) -> list[int]:
     return sorted(int(path.stem) for path in cache.folder.glob("*/[0-9]*.tar"))
-
-
-def start_python(script: str, *arguments: object) -> subprocess.Popen[str]:
-    """Start a script in a process of its own."""
-    command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture
@@ -245,18 +235,6 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert "cannot be used (Permission denied); set cache.dir to a folder that can be written" in out, err
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of one MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip("wants root that may mount a tmpfs")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
 def test_a_full_disk_empties_the_cache_and_then_says_so(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
     cache = ShardCache(small_disk / "cache", 1 << 30)  # the budget does not know how small the disk is
     for number in (1, 2):
@@ -360,57 +338,3 @@ def test_many_processes_in_a_cache_of_two_never_see_a_torn_or_missing_file(tmp_p
     processes = [start_python(script, tmp_path / "cache", seed) for seed in range(3)]
     for process in processes:
         assert process.wait(60) == 0, process.communicate()[1]
-
-
-def test_a_forked_child_does_not_keep_its_parents_lock(tmp_path: Path) -> None:
-    """A loader's worker is forked while a thread of its parent fetches; the parent dies; the lock must be free."""
-    script = """
-        import os, sys, time
-        from pathlib import Path
-        from data_shards.file_lock import locked
-        with locked(Path(sys.argv[1])):
-            child = os.fork()
-            if child == 0:
-                os.close(1), os.close(2)
-                time.sleep(30)
-                os._exit(0)
-            print(child, flush=True)
-            time.sleep(30)
-        """
-    parent = start_python(script, tmp_path / "lock")
-    assert parent.stdout is not None
-    child = int(parent.stdout.readline())
-    try:
-        with locked(tmp_path / "lock", wait=False) as got:
-            assert not got
-        parent.kill()
-        parent.wait(10)
-        until = time.monotonic() + 10  # the child may not have run yet since it was forked
-        free = False
-        while not free and time.monotonic() < until:
-            with locked(tmp_path / "lock", wait=False) as free:
-                time.sleep(0.05)
-        assert free
-    finally:
-        os.kill(child, signal.SIGKILL)
-
-
-def test_a_lock_whose_file_was_removed_guards_nothing(tmp_path: Path) -> None:
-    lock = tmp_path / "folder" / "lock"
-    order: list[str] = []
-
-    def wait_for_it() -> None:
-        with locked(lock) as got:
-            order.append("second")
-            assert got
-            assert lock.exists()
-
-    with locked(lock):
-        waiting = threading.Thread(target=wait_for_it)
-        waiting.start()
-        time.sleep(0.1)
-        order.append("first")
-        lock.unlink()
-        lock.parent.rmdir()
-    waiting.join(10)
-    assert order == ["first", "second"]

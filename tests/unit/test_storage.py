@@ -7,7 +7,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -254,6 +256,25 @@ def test_what_fails_ahead_is_a_note_and_not_an_error(
         wait_for(lambda: storage.fetched.files == 1)
     storage.close()
     assert "missing.tar was not fetched ahead" in caplog.text
+
+
+def test_a_librarys_mistake_does_not_end_fetching_ahead(
+    memory: str, cache: CacheConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that dies of one is not replaced: later everything would be waited for."""
+    storage = open_storage(memory, replace(cache, prefetch_threads=1))
+    fetch, names = storage._fetch, []
+
+    def broken_once(wanted: Wanted, *more: Any) -> None:
+        names.append(wanted.name)
+        if len(names) == 1:
+            raise AttributeError("a library's mistake")
+        fetch(wanted, *more)
+
+    monkeypatch.setattr(storage, "_fetch", broken_once)
+    storage.prefetch([("a.tar", len(CONTENT), SHA256), ("manifest.json", None, None)])
+    wait_for(lambda: len(names) == 2 and storage.fetched.files == 1)
+    storage.close()
 
 
 class StatusError(Exception):

@@ -7,8 +7,10 @@ import os
 import pickle
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from data_shards import shard_reader, shard_set
@@ -18,6 +20,7 @@ from data_shards.manifest import Manifest
 from data_shards.reader import CorpusDataset, PairDataset, open_dataset
 from data_shards.samples import Pair, Passage
 from data_shards.shard_reader import ShardReader
+from data_shards.sidecar import load_crcs, load_offsets, save_sidecar
 from data_shards.tar import write_tar
 from data_shards.writer import ShardWriter
 
@@ -88,6 +91,36 @@ def test_plain_webdataset_reads_our_shards(pairs: Path) -> None:
     samples = list(webdataset.WebDataset(urls, shardshuffle=False))
     assert [sample["__key__"] for sample in samples] == [f"{number:09d}" for number in range(25)]
     assert [Pair.from_json(sample["json"]) for sample in samples] == [pair(number) for number in range(25)]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_plain_webdataset_reads_a_teachers_scores(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    taught = msgspec.structs.replace(pair(0), teacher_positives=(-3.5,))
+    with ShardWriter(tmp_path / "p", "pairs") as writer:
+        for sample in (taught, pair(1)):
+            writer.add(sample)
+    first, second = webdataset.WebDataset([str(tmp_path / "p" / "train-000000.tar")], shardshuffle=False)
+    assert json.loads(first["json"])["teacher_positives"] == [-3.5]
+    assert "teacher_positives" not in json.loads(second["json"])
+
+
+def test_pairs_with_a_teacher_are_counted_over_all_datasets(tmp_path: Path) -> None:
+    """So that nobody starts to distil from scores that are not there."""
+    with ShardWriter(tmp_path / "taught", "pairs", samples_per_shard=2) as writer:
+        for number in range(5):
+            negatives = pair(9).positives if number == 4 else ()  # not scored
+            scores = (0.5,) if number else ()
+            writer.add(msgspec.structs.replace(pair(number), negatives=negatives, teacher_positives=scores))
+    write_pairs(tmp_path / "plain", count=3)
+    write_corpus(tmp_path / "c")
+    assert PairDataset(tmp_path / "taught").with_teacher == 3
+    assert PairDataset(tmp_path / "plain").with_teacher == 0
+    assert PairDataset([tmp_path / "taught", tmp_path / "plain"]).with_teacher == 3
+    assert CorpusDataset(tmp_path / "c").manifest.with_teacher is None
+    manifest = Manifest.load(tmp_path / "plain")
+    replace(manifest, with_teacher=None).save(tmp_path / "plain")
+    assert PairDataset([tmp_path / "taught", tmp_path / "plain"]).with_teacher is None
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -210,13 +243,37 @@ def test_a_shard_that_shrinks_while_open_is_named(pairs: Path) -> None:
             read()
 
 
-def test_verification_reads_it_all(pairs: Path) -> None:
-    """Another shard of the same size, with its own sidecars: only the checksum in the manifest can tell."""
+def test_a_foreign_shard_of_the_same_size_is_noticed_when_it_is_opened(pairs: Path) -> None:
+    """It brings its own sidecars, which call each of its samples sound; they are sealed to another checksum."""
     first, second = Manifest.load(pairs).shards[:2]
     assert first.bytes == second.bytes
     for ending in ("", ".idx", ".crc"):
         shutil.copy(pairs / f"{first.path}{ending}", pairs / f"{second.path}{ending}")
+    with pytest.raises(ShardCorruptError, match=f"{second.path} at byte 0: its sha256 is .* says {second.sha256}"):
+        ShardReader(pairs / second.path, second)
+
+
+def test_opening_a_sealed_shard_reads_none_of_it(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("the shard is read")
+
+    for name in (
+        "data_shards.shard_reader.sha256_file",
+        "data_shards.sidecar.scan_crcs",
+        "data_shards.sidecar.scan_offsets",
+    ):
+        monkeypatch.setattr(name, never)
+    for entry in Manifest.load(pairs).shards:
+        assert len(ShardReader(pairs / entry.path, entry)) == entry.samples
+
+
+def test_verification_reads_it_all(pairs: Path) -> None:
+    """A forged seal: only the checksum in the manifest can tell."""
+    first, second = Manifest.load(pairs).shards[:2]
+    for ending in ("", ".idx"):
+        shutil.copy(pairs / f"{first.path}{ending}", pairs / f"{second.path}{ending}")
     path = pairs / second.path
+    save_sidecar(path, "crc", load_crcs(pairs / first.path, load_offsets(path)), second.sha256)
     assert Pair.from_json(ShardReader(path, second).payload(0)) == pair(0)
     with pytest.raises(ShardCorruptError, match=f"{second.path} at byte 0: its sha256 is .* says {second.sha256}"):
         ShardReader(path, second, verify=True)
