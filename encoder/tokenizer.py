@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from data_shards.errors import UserError
+from encoder.towers import read_towers
 
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _WORD_BORDER = Regex("(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_+")
@@ -57,6 +58,44 @@ def train_wordpiece(texts: Iterable[str], *, vocab_size: int, max_tokens: int) -
     )
 
 
+def append_end_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a tokenizer close each text with its end token, if it has one and closes texts with nothing yet.
+
+    For pooling of the last token: the end token has seen the whole text and stands for nothing else. The step is
+    kept in `tokenizer.json`, where whoever loads the tokenizer finds it; truncation leaves room for it.
+    """
+    end = tokenizer.eos_token_id
+    if end is None or tokenizer("a")["input_ids"][-1] in (end, tokenizer.sep_token_id):
+        return
+    # Not through transformers' `add_eos_token`: that builds the whole template anew, and loses the begin token.
+    backend, token = tokenizer.backend_tokenizer, str(tokenizer.eos_token)
+    closing = processors.TemplateProcessing(
+        single=f"$A {token}", pair=f"$A $B:1 {token}:1", special_tokens=[(token, end)]
+    )
+    before = [backend.post_processor] if backend.post_processor is not None else []
+    backend.post_processor = processors.Sequence([*before, closing])
+
+
+def lower_case(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a tokenizer lower-case its texts first, as some old models ask of sentence-transformers."""
+    backend = tokenizer.backend_tokenizer
+    before = [backend.normalizer] if backend.normalizer is not None else []
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *before])
+
+
+def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Let a tokenizer that has no padding token, like most decoders', pad with its end token: padding is masked.
+
+    Raises:
+        UserError: it has no end token either.
+    """
+    if tokenizer.pad_token_id is not None:
+        return
+    if tokenizer.eos_token is None:
+        raise UserError(f"the tokenizer of {name} has neither a padding nor an end token; set pad_token in it")
+    tokenizer.pad_token = tokenizer.eos_token
+
+
 def load_counter(path: Path) -> tuple[Callable[[Sequence[str]], list[int]], int]:
     """Load a tokenizer to count with.
 
@@ -71,7 +110,9 @@ def load_counter(path: Path) -> tuple[Callable[[Sequence[str]], list[int]], int]
         UserError: there is no tokenizer.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(read_towers(path)["query"].transformer), trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} is no tokenizer that can be loaded here: {first_line}") from None

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -20,9 +21,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mean": {},
     "cls": {"pooling": "cls"},
     "last": {"pooling": "last"},
+    "weighted mean": {"pooling": "weighted_mean"},
     "prompts": {"query_prompt": "find: ", "passage_prompt": "code "},
     "not normalised": {"normalize": False},
     "short": {"max_tokens": 5},
+    "source prompts": {"query_prompt": "find: ", "source_prompts": {"tldr:query": "sort ", "a:b:passage": "file "}},
+    "projection": {"projection_dim": 6},
+    "projection, not normalised": {"projection_dim": 6, "normalize": False},
+    "two towers": {"towers": "two"},
+    "two towers in full": {
+        "towers": "two",
+        "projection_dim": 6,
+        "pooling": "cls",
+        "query_prompt": "find: ",
+        "source_prompts": {"tldr:passage": "code "},
+    },
 }
 
 
@@ -31,10 +44,20 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def tell_towers_apart(encoder: Encoder) -> None:
+    """Change the passages' tower, a copy until now."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, value in encoder.named_parameters():
+            if name.startswith("passage_"):
+                value += 0.1 * torch.randn_like(value)
+
+
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 def test_sentence_transformers_gives_the_same_vectors(settings: dict[str, Any], tmp_path: Path) -> None:
     """Ours against theirs of our snapshot, and ours of what they save again."""
     encoder = tiny_encoder(**settings)
+    tell_towers_apart(encoder)
     save_snapshot(encoder, tmp_path / "ours")
     peer = SentenceTransformer(str(tmp_path / "ours"), device="cpu", local_files_only=True)
     peer.save_pretrained(str(tmp_path / "theirs"), create_model_card=False)
@@ -44,6 +67,15 @@ def test_sentence_transformers_gives_the_same_vectors(settings: dict[str, Any], 
         wanted = encode(TEXTS, show_progress_bar=False)
         for found in (encoder, load_encoder(tmp_path / "ours"), returned):
             assert np.abs(embed_texts(found, TEXTS, side=side) - wanted).max() < 1e-5
+    for name, prompt in encoder.settings.source_prompts.items():
+        route, sources = name.replace("passage", "document"), [name.rpartition(":")[0]] * len(TEXTS)
+        assert peer.prompts[route] == prompt
+        side = "query" if route.endswith("query") else "passage"
+        wanted = peer.encode(TEXTS, prompt_name=route, task=route.rpartition(":")[2])
+        rows = encoder.tokenize(TEXTS, side, sources=sources)
+        with torch.no_grad():
+            found = torch.cat([encoder(torch.tensor([ids]), torch.ones(1, len(ids)), side) for ids in rows])
+        assert np.abs(found.numpy() - wanted).max() < 1e-5
 
 
 def test_without_a_length_the_tokenizer_and_the_backbone_decide(snapshot: Path, tmp_path: Path) -> None:
@@ -137,6 +169,20 @@ def test_an_interrupted_save_leaves_nothing(snapshot: Path, tmp_path: Path, monk
         save_snapshot(encoder, tmp_path / "a")
     assert "model.safetensors" in seen
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hub_name_brings_the_model_s_own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pooling and prompts too: fetched once, it is a folder like any other."""
+    encoder = tiny_encoder(pooling="cls", query_prompt="find: ", towers="two")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--owner--model"
+    save_snapshot(encoder, repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("0" * 40)
+    found = load_encoder("owner/model")
+    assert found.settings == encoder.settings
+    wanted = embed_texts(encoder, TEXTS, side="query")
+    assert np.abs(embed_texts(found, TEXTS, side="query") - wanted).max() < 1e-6
 
 
 def test_a_snapshot_is_never_overwritten(snapshot: Path, tmp_path: Path) -> None:

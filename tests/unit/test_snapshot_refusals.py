@@ -104,12 +104,13 @@ def test_weights_with_a_gap_are_refused(copy: Path) -> None:
     refuse(copy, "is not a whole model: its weights lack encoder.layer.1.output.dense.bias and 1 more")
 
 
-def test_a_dense_head_is_refused(copy: Path) -> None:
-    """Left out, it would give other vectors than sentence-transformers does, without a word."""
+@pytest.mark.parametrize("kind", ["LayerNorm", "Dense"])
+def test_other_modules_and_another_order_are_refused(copy: Path, kind: str) -> None:
+    """Left out, they would give other vectors than sentence-transformers does, without a word."""
     modules = json.loads((copy / "modules.json").read_text())
-    dense = {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
-    (copy / "modules.json").write_text(json.dumps([*modules[:2], dense]))
-    refuse(copy, "has modules Transformer, Pooling, Dense; Dipole reads Transformer, Pooling and Normalize")
+    added = {"idx": 3, "name": "3", "path": "3", "type": f"sentence_transformers.models.{kind}"}
+    (copy / "modules.json").write_text(json.dumps([*modules, added]))
+    refuse(copy, f"Pooling, Normalize, {kind}; Dipole reads Transformer, Pooling, Dense and Normalize, in this order")
 
 
 @pytest.mark.parametrize(
