@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _mistake(error)
     except TrainingFailedError as error:
         print(f"dipole: training failed: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code
     except KeyboardInterrupt:
         print("dipole: interrupted", file=sys.stderr)
         return 130
@@ -98,12 +98,22 @@ def _parse(name: str, arguments: list[str]) -> Callable[[], dict[str, Any]]:
 
     module, kind, _ = _VERBS[name]
     verb = getattr(importlib.import_module(module), kind)
-    if not hasattr(verb, "run_with"):
-        parsed: Any = parse(verb, arguments, prog=f"dipole {name}")
-        return cast(Verb, parsed).run
-    plain, overrides = _split_overrides(arguments)
-    parsed = parse(verb, plain, prog=f"dipole {name}")
-    return partial(cast(TakesOverrides, parsed).run_with, overrides)
+    takes_overrides = hasattr(verb, "run_with")
+    plain, overrides = _split_overrides(arguments) if takes_overrides else (arguments, [])
+    try:
+        parsed: Any = parse(verb, plain, prog=f"dipole {name}")
+    except SystemExit:
+        print(_help_of_all(takes_overrides))
+        raise
+    return partial(cast(TakesOverrides, parsed).run_with, overrides) if takes_overrides else cast(Verb, parsed).run
+
+
+def _help_of_all(takes_overrides: bool) -> str:
+    """Return what `--help` says of the arguments that are taken out before a verb's own are parsed."""
+    rows = [("--json", "print one JSON object on stdout; logs go to stderr")]
+    if takes_overrides:
+        rows.append(("--section.key=value", "set a key of the config, on top of its TOML file; any number of these"))
+    return "\n".join([" besides", *(f"  {name:<21} {what}" for name, what in rows)])
 
 
 def _split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -15,18 +15,24 @@ from data_shards.errors import UserError
 from data_shards.order import OrderConfig
 from data_shards.reader import PairSource
 from data_shards.storage import CacheConfig
+from encoder.lora import LoraConfig
 from encoder.model import EncoderSettings, ScratchConfig
+from encoder.pooling import Pooling
 from index_build.index import IndexConfig
 from index_build.mine import MiningConfig
 from launch.sections import load_sections, to_toml
+from train.adapt_batches import AdaptConfig
 from train.batches import BatchConfig
 from train.dev import DevConfig
 from train.engine import EngineConfig
-from train.loop import TrainConfig
-from train.loss import LossConfig
+from train.health import HealthConfig
+from train.job import TrainConfig
+from train.objective import LossConfig
 from train.refresh import RefreshConfig
 from train.schedule import OptimizerConfig
+from train.stops import StopConfig
 from train.tracker import TrackerConfig
+from train.watchdog import WatchdogConfig
 
 __all__ = ["DataSection", "EncoderSection", "RunConfig", "RunSection", "WorkersSection", "load_config", "to_toml"]
 
@@ -59,7 +65,8 @@ class DataSection:
     on_error: Literal["error", "quarantine"] = "error"
     """What a damaged pair does: end the run, or be skipped, counted and written to the run's quarantine folder."""
     corpus: str = ""
-    """Folder of corpus shards, made by `dipole shards corpus`; needed for mining and for a tokenizer from scratch."""
+    """Folder of corpus shards, made by `dipole shards corpus`; needed for mining, for the `adapt` stage, and for a
+    tokenizer from scratch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +75,7 @@ class EncoderSection:
 
     model: str = ""
     """A sentence-transformers or transformers folder, or a hub name; empty builds one by [scratch]."""
-    pooling: Literal["mean", "cls", "last"] | None = None
+    pooling: Pooling | None = None
     """How token vectors become one."""
     max_tokens: int | None = None
     """Texts are cut to this."""
@@ -76,11 +83,21 @@ class EncoderSection:
     """Put before each query."""
     passage_prompt: str | None = None
     """Put before each passage."""
+    source_prompts: tuple[str, ...] = ()
+    """Prompts of single sources in place of the side's own: `SOURCE:query=PROMPT` or `SOURCE:passage=PROMPT`."""
+    towers: Literal["one", "two"] | None = None
+    """`two` gives passages weights of their own, which start as a copy of the queries'."""
+    bidirectional: bool | None = None
+    """Lets a decoder look at later tokens too."""
+    projection_dim: int | None = None
+    """Length of the vectors, by a linear layer behind pooling."""
 
     def settings(self, base: EncoderSettings) -> EncoderSettings:
         """Return the settings with what is given here in place of the model's own."""
-        given = {name: value for name, value in asdict(self).items() if name != "model" and value is not None}
-        return dataclasses.replace(base, **given)
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        del given["model"]
+        prompts = dict(row.partition("=")[::2] for row in given.pop("source_prompts"))
+        return dataclasses.replace(base, **given, source_prompts={**base.source_prompts, **prompts})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,11 +128,16 @@ class RunConfig:
     encoder: EncoderSection = field(default_factory=EncoderSection)
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     dev: DevConfig = field(default_factory=DevConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     refresh: RefreshConfig = field(default_factory=RefreshConfig)
     mining: MiningConfig = field(default_factory=MiningConfig)
     index: IndexConfig = field(default_factory=IndexConfig)

@@ -14,14 +14,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import IO, Any, Literal
 
-from data_shards.atomic import read_json
+from data_shards.atomic import read_json, write_json
 from data_shards.errors import UserError
 from launch.children import Child
 from launch.config import RunConfig
-from launch.failures import TrainingFailedError
+from launch.failures import TrainingFailedError, failure_of
 from launch.runs import prepare_run, save_config
+from train.exit_codes import EXIT_STUCK
 from train.run_folder import RunFolder
 from train.stops import hold
 
@@ -43,6 +44,8 @@ class Outcome:
     """False after a stop that was asked for."""
     step: int
     """Steps that are done."""
+    stage: Literal["adapt", "train"] = "train"
+    """What they are steps of."""
 
 
 def train_here(config: RunConfig, *, resume: bool = False, on_event: OnEvent = lambda row: None) -> Outcome:
@@ -68,17 +71,39 @@ def train_here(config: RunConfig, *, resume: bool = False, on_event: OnEvent = l
     run.stopped.unlink(missing_ok=True)
     run.failure.unlink(missing_ok=True)
     began = time.time()
-    children = [_start_ranks(run, config)]
     try:
-        if config.refresh.first_step:
-            children.append(_start_miner(run))
         with _stop_on_signal() as stop, _follow(run.metrics, since=began) as rows:
-            dead = _watch(children, stop, rows, on_event)
+            if config.adapt.on and not run.adapted.exists():
+                ranks, dead = _stage([lambda: _start_ranks(run, config, "adapt")], stop, rows, on_event)
+                if stop and run.adapted.exists():
+                    write_json(run.stopped, {"step": 0, "reason": f"signal {signal.Signals(stop[0]).name}"})
+                if stop or not run.adapted.exists():
+                    return _outcome(run, ranks, dead)
+            starts = [lambda: _start_ranks(run, config)]
+            if config.refresh.first_step:
+                starts.append(lambda: _start_miner(run))
+            ranks, dead = _stage(starts, stop, rows, on_event)
+    finally:
+        lock.close()
+    return _outcome(run, ranks, dead)
+
+
+def _stage(
+    starts: list[Callable[[], Child]], stop: list[int], rows: Callable[[], list[Row]], on_event: OnEvent
+) -> tuple[Child, Child | None]:
+    """Start the ranks, and what runs beside them, and see them to their end.
+
+    Returns:
+        The ranks, and who ended before them without being asked to, if anyone did.
+    """
+    children: list[Child] = []
+    try:
+        for start in starts:
+            children += [start()]  # one by one: where the second cannot start, the first has to end
+        return children[0], _watch(children, stop, rows, on_event)
     finally:
         for child in children:
             child.end(_GRACE_S)
-        lock.close()
-    return _outcome(run, children[0], dead)
 
 
 def _watch(children: list[Child], stop: list[int], rows: Callable[[], list[Row]], on_event: OnEvent) -> Child | None:
@@ -111,14 +136,14 @@ def _outcome(run: RunFolder, ranks: Child, dead: Child | None) -> Outcome:
         return Outcome(run=run, finished=True, step=read_json(run.done)["steps"])
     # Ranks that were stopped because another died leave the same flag as those that a person stopped.
     if run.stopped.exists() and dead is None:
-        return Outcome(run=run, finished=False, step=read_json(run.stopped)["step"])
+        row = read_json(run.stopped)
+        return Outcome(run=run, finished=False, step=row["step"], stage=row.get("stage", "train"))
+    if run.failure.exists() and read_json(run.failure).get("exit_code") == EXIT_STUCK:
+        raise failure_of(run, ranks.log)  # torchrun may have killed the stuck rank: that is no cause
     if dead is None and (killed := _killed_rank(ranks.log.read_text(encoding="utf-8", errors="replace"))):
         raise TrainingFailedError(f"{killed}\ngo on with: dipole train {run.config} --resume")
     if run.failure.exists():
-        failure = read_json(run.failure)
-        if failure["user_error"]:
-            raise UserError(failure["cause"])
-        raise TrainingFailedError(f"rank {failure['rank']}: {failure['cause']}\n(log: {ranks.log})")
+        raise failure_of(run, ranks.log)
     culprit = dead or ranks
     raise TrainingFailedError(f"the {culprit.name} ended (exit code {culprit.exit_code()}):\n{culprit.last_lines()}")
 
@@ -137,15 +162,16 @@ def _killed_rank(log: str) -> str | None:
     return None
 
 
-def _start_ranks(run: RunFolder, config: RunConfig) -> Child:
+def _start_ranks(run: RunFolder, config: RunConfig, *stage: str) -> Child:
     threads = max(1, (os.cpu_count() or 1) // config.run.ranks)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(config.run.ranks), "--shutdown-timeout", str(int(_GRACE_S) - 10)]
-    command += ["--module", "launch.train_worker", str(run.root)]
+    command += ["--module", "launch.train_worker", str(run.root), *stage]
     environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     if not _has_cuda():
         environment["DS_ACCELERATOR"] = "cpu"
-    return Child("training", command, log=run.logs / "train.log", environment=environment)
+    log = run.logs / f"{'adapt' if stage else 'train'}.log"
+    return Child("adapting" if stage else "training", command, log=log, environment=environment)
 
 
 def _start_miner(run: RunFolder) -> Child:

@@ -104,7 +104,8 @@ class Miner:
 def request_by_hand(run: RunFolder, config: RunConfig, root: Path) -> RefreshRequest:
     """Return a request for the steps ahead of the newest snapshot, up to where the next refresh would come."""
     snapshots = [path for path in (run.root / "snapshots").glob("*") if (path / "dipole.json").exists()]
-    newest = max(snapshots, key=lambda path: (snapshot_step(path), path.name))
+    # The adapted one is of step 0 as well, and newer than the first.
+    newest = max(snapshots, key=lambda path: (snapshot_step(path), path != run.initial, path.name))
     step = snapshot_step(newest)
     return RefreshRequest(
         version=max(published_versions(root), default=0) + 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import secrets
@@ -12,11 +13,15 @@ from data_shards.atomic import atomic_path, read_json, write_json
 from data_shards.errors import UserError
 from data_shards.order import check_batch_divides
 from data_shards.reader import CorpusDataset, PairDataset
-from encoder.model import Encoder, EncoderSettings, scratch_encoder
+from encoder.lora import add_lora
+from encoder.masked_lm import new_head, save_head
+from encoder.model import Encoder, EncoderSettings, scratch_encoder, with_settings
 from encoder.snapshot import load_encoder, save_snapshot
 from launch.config import RunConfig, load_config, to_toml
+from train.boards import check_tensorboard
 from train.dev import DevSet
-from train.loop import TrainJob
+from train.engine import check_engine
+from train.job import TrainJob
 from train.run_folder import RunFolder
 
 _TOKENIZER_PASSAGES = 200_000
@@ -26,12 +31,23 @@ _MAY_CHANGE = {
     "workers",
     "tracker",
     "cache",
+    "health",
+    "stop",
+    "watchdog",
     "data.on_error",
-    "engine.timeout_s",
+    "engine",
     "refresh.timeout_s",
+    "train.gradient_cache",
+    "train.activations_gib",
+    "train.checkpoint_every_steps",
     "train.keep_checkpoints",
+    "train.asynchronous_checkpoints",
+    "batch.prefetch_steps",
+    "optimizer.learning_rate",
+    "loss.block_scores",
 }
-"""What a resumed run may have other than the run that it continues: none of it changes what is learnt."""
+"""What a resumed run may have other than the run that it continues: none of it changes what is learnt, but for the
+learning rate, which is what one lowers after a divergence."""
 
 
 def prepare_run(config: RunConfig, *, resume: bool) -> RunFolder:
@@ -41,7 +57,11 @@ def prepare_run(config: RunConfig, *, resume: bool) -> RunFolder:
         UserError: data or model is missing or does not fit, or the folder holds another run.
     """
     run = RunFolder(Path(config.run.out).absolute())
-    check_batch_divides(config.batch.batch_size, config.run.ranks)
+    check_batch_divides(config.batch.batch_size, config.run.ranks * config.batch.accumulation)
+    check_engine(config.engine, config.optimizer, ranks=config.run.ranks)
+    if config.adapt.on and not run.adapted.exists():
+        config.adapt.check_divides(config.run.ranks)
+    _check_together(config)
     if run.identity.exists():
         _check_resume(run, config, resume)
         return run
@@ -53,7 +73,13 @@ def prepare_run(config: RunConfig, *, resume: bool) -> RunFolder:
         raise UserError(f"{run.root} holds no run to resume; leave --resume out to start one")
     pairs, corpus = _check_data(config)
     encoder = build_encoder(config, corpus)
+    if config.lora.rank:
+        add_lora(copy.deepcopy(encoder), config.lora)  # for what it refuses; ranks add adapters themselves
+    head = new_head(encoder, seed=config.run.seed) if config.adapt.on else None
     run.logs.mkdir(parents=True, exist_ok=True)
+    if head is not None:
+        run.adapt_head.parent.mkdir()
+        save_head(head, encoder, run.adapt_head)
     save_snapshot(encoder, run.initial)
     save_config(run, config)
     # Written last: a folder without it is no run, and is refused above rather than half resumed.
@@ -91,16 +117,23 @@ def load_job(run: RunFolder) -> TrainJob:
     return TrainJob(
         run=run,
         data=config.pair_source,
+        corpus=config.data.corpus,
+        start=run.adapted if config.adapt.on else run.initial,
         order=config.order,
         seed=config.run.seed,
         run_id=read_json(run.identity)["run_id"],
         train=config.train,
         batch=config.batch,
+        adapt=config.adapt,
         loss=config.loss,
         optimizer=config.optimizer,
         engine=config.engine,
+        lora=config.lora,
         refresh=config.refresh,
         dev=config.dev,
+        health=config.health,
+        stop=config.stop,
+        watchdog=config.watchdog,
         tracker=config.tracker,
         resolved=dataclasses.asdict(config),
     )
@@ -110,11 +143,27 @@ def build_encoder(config: RunConfig, corpus: CorpusDataset | None) -> Encoder:
     """Load the model that the config names, or build one from scratch with a tokenizer trained on the corpus."""
     if config.encoder.model:
         encoder = load_encoder(config.encoder.model)
-        return Encoder(encoder.backbone, encoder.tokenizer, config.encoder.settings(encoder.settings))
+        return with_settings(encoder, config.encoder.settings(encoder.settings))
     if corpus is None:
         raise UserError("set encoder.model, or data.corpus to train a tokenizer on for an encoder from scratch")
     texts = (passage.content for passage in itertools.islice(corpus, _TOKENIZER_PASSAGES))
-    return scratch_encoder(config.scratch, config.encoder.settings(EncoderSettings()), texts, seed=config.run.seed)
+    return scratch_encoder(config.scratch, _settings(config, EncoderSettings()), texts, seed=config.run.seed)
+
+
+def _check_together(config: RunConfig) -> None:
+    """Refuse settings of different sections that contradict each other."""
+    if config.tracker.tensorboard:
+        check_tensorboard()
+    if config.loss.distill != "off" and config.batch.hard_negatives == 0 and config.batch.positives == 1:
+        raise UserError("loss.distill compares a query's own passages; set batch.hard_negatives to 1 or more")
+
+
+def _settings(config: RunConfig, base: EncoderSettings) -> EncoderSettings:
+    """Return what the snapshots will say: what the config gives, in place of the model's own."""
+    settings = config.encoder.settings(base)
+    if config.loss.matryoshka_dims:
+        settings = dataclasses.replace(settings, matryoshka_dims=tuple(sorted(config.loss.matryoshka_dims)))
+    return settings
 
 
 def _check_data(config: RunConfig) -> tuple[PairDataset, CorpusDataset | None]:
@@ -125,6 +174,13 @@ def _check_data(config: RunConfig) -> tuple[PairDataset, CorpusDataset | None]:
     if config.refresh.first_step and corpus is None:
         raise UserError(
             "refresh.first_step asks for mining, which needs data.corpus; set it, or refresh.first_step = 0"
+        )
+    if config.adapt.on and corpus is None:
+        raise UserError("adapt trains on the corpus and data.corpus is not set; set it, or turn adapt off")
+    if config.loss.distill != "off" and pairs.with_teacher is not None and pairs.with_teacher < len(pairs):
+        raise UserError(
+            f"loss.distill needs a teacher's score for every passage, and {len(pairs) - pairs.with_teacher} of "
+            f'{len(pairs)} pairs have none; import the pairs with teacher scores, or set loss.distill = "off"'
         )
     if config.dev.data:
         DevSet(config.dev)

@@ -5,6 +5,7 @@ Works for any dataclass whose fields are dataclasses of plain values and tuples 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import sys
@@ -119,12 +120,12 @@ def _from_overrides(overrides: Sequence[str], keys: _Keys) -> dict[str, list[Any
 
 
 def _without(config: _T, keys: Iterable[str]) -> _T:
-    """Empty some tuples of a config."""
+    """Empty some tuples of a config, unchecked: an empty one may be a mistake, but it will not stay empty."""
     for key in sorted(keys):
         section, _, name = key.partition(".")
-        if getattr(getattr(config, section), name):
-            emptied = dataclasses.replace(getattr(config, section), **{name: ()})
-            config = dataclasses.replace(config, **{section: emptied})  # type: ignore[type-var]
+        emptied = copy.copy(getattr(config, section))
+        object.__setattr__(emptied, name, ())
+        config = dataclasses.replace(config, **{section: emptied})  # type: ignore[type-var]
     return config
 
 

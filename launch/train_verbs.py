@@ -50,10 +50,15 @@ class Train:
         if skipped:
             _log.warning("%d damaged samples were left out: %s", skipped, outcome.run.quarantine("rank-*"))
         answer: dict[str, Any] = {"run": str(outcome.run.root), "finished": outcome.finished, "steps": outcome.step}
+        if outcome.stage == "adapt":
+            answer |= {"steps": 0, "adapt_steps": outcome.step}
         answer |= {"quarantined": skipped} if skipped else {}
         if outcome.finished:
             return answer | {"snapshot": str(outcome.run.final)}
-        _log.info("stopped after %d steps; go on with: dipole train %s --resume", outcome.step, outcome.run.config)
+        of = " of adapt" if outcome.stage == "adapt" else ""
+        _log.info(
+            "stopped after %d steps%s; go on with: dipole train %s --resume", outcome.step, of, outcome.run.config
+        )
         return answer | {"exit_code": 75}
 
 
@@ -94,6 +99,11 @@ def _refresh_line(row: dict[str, Any]) -> tuple[Any, ...]:
     return line, row["step"], row["version"], row["queries"], sum(row["seconds"].values())
 
 
+def _adapt_line(row: dict[str, Any]) -> tuple[Any, ...]:
+    line = "adapt: step %d of %d  loss %.3f  %.1f %% of tokens right  %.0f tokens/s"
+    return line, row["done"], row["steps"], row["loss"], 100 * row["accuracy"], row["tokens_per_s"]
+
+
 @contextmanager
 def train_progress(label: str = "training") -> Iterator[Callable[[dict[str, Any]], None]]:
     """Yield a callback for `train_here`: a bar on a terminal, a line now and then elsewhere."""
@@ -109,6 +119,12 @@ def train_progress(label: str = "training") -> Iterator[Callable[[dict[str, Any]
                 shown = time.monotonic()
                 rate = f"{row['pairs_per_s']:.0f} pairs/s"
                 _log.info("step %d of %d  loss %.3f  %s", row["step"] + 1, row["steps"], row["loss"], rate)
+            elif row["event"] == "adapt":
+                bar(row["done"], row["steps"])
+                if sys.stderr.isatty() or time.monotonic() - shown < _LINE_EVERY_S:
+                    return
+                shown = time.monotonic()
+                _log.info(*_adapt_line(row))
             elif row["event"] == "dev":
                 _log.info("step %d  dev nDCG@10 %.4f", row["step"], row["ndcg@10"])
             elif row["event"] == "refresh":

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import queue
-import threading
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from data_shards.collate import CHUNK_COST, Chunk, pad_chunks
 from data_shards.errors import ShardCorruptError, UserError
@@ -18,12 +18,23 @@ from data_shards.order import GlobalOrder
 from data_shards.reader import PairDataset
 from data_shards.samples import Pair, Passage, text_hash
 from encoder.model import Encoder
-from train.loss import Labels
+from train.mfu import squared_lengths
+from train.objective import Labels
+from train.read_ahead import read_ahead
 
 _FETCH_EVERY_STEPS = 32  # how often remote shards that will be needed are asked for
 _FETCH_LOOKS = 8
 _STAND_INS = 32  # places looked at where all of a rank's part is damaged
 _STAND_IN_EPOCHS = 0.37  # how far apart: within an epoch its lanes come to other shards, in the next they are others
+
+_AT_LEAST_ONE = (
+    "batch_size",
+    "query_max_tokens",
+    "tokens_per_chunk",
+    "positives",
+    "accumulation",
+    "prefetch_steps",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,46 +49,83 @@ class BatchConfig:
     """Most tokens in one forward pass, padding counted; memory grows with this, not with the batch."""
     chunk_cost_tokens: int = CHUNK_COST
     """What one more chunk costs, in tokens: the more, the fewer chunks and the more padding."""
-    pad_to_multiple_of: int = 1
-    """Chunks are padded to a multiple of this length. In bfloat16 on a CPU each new shape costs some ten milliseconds
-    and megabytes once, so 16 pays there although it pads more."""
+    pad_to_multiple_of: int = 0
+    """Chunks are padded to a multiple of this length, so that they come in fewer shapes. In bfloat16 on a CPU each new
+    shape costs ten milliseconds and a megabyte: 0 is 16 there, although that pads more, and 1 elsewhere."""
+    rows_multiple_of: int = 0
+    """Chunks have a multiple of so many texts, for the same end; 0 is 8 in bfloat16 on a CPU, and 1 elsewhere."""
     passage_token_dropout: float = 0.0
     """Share of each passage's tokens that is left out at random: fewer tokens to encode, and less is learnt by heart.
     It pays for small encoders from scratch."""
+    positives: int = 1
+    """Most positives of a query that are encoded in one step; they take turns, and share the query's weight."""
     hard_negatives: int = 1
     """Most negatives taken for each query: given ones first, then mined ones."""
+    accumulation: int = 1
+    """Parts into which a global batch is cut; each is contrasted within itself, and their gradients are averaged."""
     prefetch_steps: int = 2
     """Steps that are read and tokenised ahead."""
 
     def __post_init__(self) -> None:
         """Check the counts."""
-        for name in ("batch_size", "query_max_tokens", "tokens_per_chunk", "pad_to_multiple_of", "prefetch_steps"):
+        for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise UserError(f"batch.{name} must be at least 1, came {getattr(self, name)}")
+        if self.batch_size % self.accumulation:
+            raise UserError(
+                f"batch.batch_size {self.batch_size} does not divide into batch.accumulation = "
+                f"{self.accumulation} parts"
+            )
         if not 0 <= self.passage_token_dropout < 1:
             raise UserError(
                 f"batch.passage_token_dropout must be at least 0 and below 1, came {self.passage_token_dropout}"
             )
-        for name in ("hard_negatives", "chunk_cost_tokens"):
+        for name in ("hard_negatives", "chunk_cost_tokens", "pad_to_multiple_of", "rows_multiple_of"):
             if getattr(self, name) < 0:
                 raise UserError(f"batch.{name} must be 0 or more, came {getattr(self, name)}")
 
 
+    def on(self, device: torch.device, precision: str) -> BatchConfig:
+        """Return the config with shapes that suit a device."""
+        few = device.type == "cpu" and precision == "bfloat16"
+        return replace(
+            self,
+            pad_to_multiple_of=self.pad_to_multiple_of or (16 if few else 1),
+            rows_multiple_of=self.rows_multiple_of or (8 if few else 1),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Texts:
+    """One side of a batch: every distinct text once, in chunks."""
+
+    chunks: list[Chunk]
+    places: Tensor
+    """int64 [b]: which of the distinct texts stands at each place of the batch; `Chunk.rows` counts distinct ones."""
+
+    @property
+    def distinct(self) -> int:
+        """How many texts are encoded."""
+        return sum(len(chunk.rows) for chunk in self.chunks)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepBatch:
-    """One rank's part of one global batch."""
+    """One rank's part of what is contrasted with each other: a global batch, or a part of one."""
 
     step: int
-    queries: list[Chunk]
-    passages: list[Chunk]
-    """The queries' positives first, then their negatives; `Chunk.rows` tells which is which."""
+    queries: Texts
+    passages: Texts
+    """The queries' positives first, then their negatives."""
     labels: Labels
     skipped: int
     """Pairs that are damaged and were left out; their places are in the quarantine file."""
     tokens: int
-    """Tokens of all texts, padding left out."""
+    """Tokens of the distinct texts, padding left out."""
     padded_tokens: int
     """The same, padding counted."""
+    squares: int = 0
+    """Sum of the squares of the distinct texts' lengths: what attention costs."""
 
 
 class BatchLoader:
@@ -98,53 +146,27 @@ class BatchLoader:
         Raises:
             UserError: the ranks do not divide the global batch.
         """
-        order.rank_slice(0, rank, world)
+        order.rank_slice(0, rank, world * config.accumulation)
         self._dataset, self._order, self._encoder, self._config = dataset, order, encoder, config
         self._rank, self._world = rank, world
 
-    def steps(self, start: int, stop: int, negatives: NegativesSource | None) -> Iterator[StepBatch]:
-        """Yield the batches of steps `start` to `stop`, all with the same negatives version.
+    def steps(self, start: int, stop: int, negatives: NegativesSource | None) -> Iterator[list[StepBatch]]:
+        """Yield the parts of steps `start` to `stop`, all with the same negatives version.
 
         A thread reads ahead; what it raises is raised here. Leaving the iterator early ends the thread.
         """
-        ready: queue.Queue[StepBatch | BaseException] = queue.Queue(self._config.prefetch_steps)
-        leaving = threading.Event()
 
-        def put(item: StepBatch | BaseException) -> bool:
-            while not leaving.is_set():
-                try:
-                    ready.put(item, timeout=0.2)
-                    return True
-                except queue.Full:
-                    continue
-            return False
+        def make(step: int) -> list[StepBatch]:
+            if self._dataset.is_remote and (step == start or step % _FETCH_EVERY_STEPS == 0):
+                self._dataset.prefetch(self._ahead(step))
+            return [self.load(step, negatives, part) for part in range(self._config.accumulation)]
 
-        def read_ahead() -> None:
-            try:
-                for step in range(start, stop):
-                    if self._dataset.is_remote and (step == start or step % _FETCH_EVERY_STEPS == 0):
-                        self._dataset.prefetch(self._ahead(step))
-                    if not put(self.load(step, negatives)):
-                        return
-            except BaseException as error:
-                put(error)
+        return read_ahead(make, start, stop, depth=self._config.prefetch_steps)
 
-        reader = threading.Thread(target=read_ahead, name="batches", daemon=True)
-        reader.start()
+    def load(self, step: int, negatives: NegativesSource | None, part: int = 0) -> StepBatch:
+        """Read and tokenise this rank's share of one part of a global batch; a pure function of its arguments."""
         try:
-            for _ in range(start, stop):
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            leaving.set()
-            reader.join()
-
-    def load(self, step: int, negatives: NegativesSource | None) -> StepBatch:
-        """Read and tokenise this rank's part of one global batch; a pure function of its arguments."""
-        try:
-            ordinals, pairs, skipped = self._sound_pairs(step)
+            ordinals, pairs, skipped = self._sound_pairs(step, part)
         except ShardCorruptError as error:
             what = f'{error.what} (data.on_error = "quarantine" skips such samples)'
             raise ShardCorruptError(error.path, error.offset, what) from None
@@ -152,30 +174,47 @@ class BatchLoader:
             raise UserError(
                 f"query {bare.query_id} in {self._dataset.location} has no positive passage; import the pairs anew"
             )
-        turns = [step % len(pair.positives) for pair in pairs]
-        positives = [pair.positives[turn] for pair, turn in zip(pairs, turns, strict=True)]
-        hard = self._hard_negatives(ordinals.tolist(), pairs, negatives)
-        passages = [*positives, *hard]
-        query_ids = self._encoder.tokenize([pair.query for pair in pairs], "query", self._config.query_max_tokens)
-        passage_ids = self._encoder.tokenize([passage.content for passage in passages], "passage")
-        if self._config.passage_token_dropout:
-            passage_ids = self._thinned(passage_ids, step)
-        pad_id, budget = self._encoder.tokenizer.pad_token_id or 0, self._config.tokens_per_chunk
-        shape = {
-            "chunk_cost": self._config.chunk_cost_tokens,
-            "multiple_of": self._config.pad_to_multiple_of,
-        }
-        query_chunks = pad_chunks(query_ids, pad_id=pad_id, tokens_per_chunk=budget, **shape)
-        passage_chunks = pad_chunks(passage_ids, pad_id=pad_id, tokens_per_chunk=budget, **shape)
+        chosen = self._positives(pairs, step)
+        chosen += self._hard_negatives(ordinals.tolist(), pairs, negatives)
+        query_ids = self._encoder.tokenize(
+            [pair.query for pair in pairs],
+            "query",
+            self._config.query_max_tokens,
+            sources=[pair.source for pair in pairs],
+        )
+        passage_ids = self._encoder.tokenize(
+            [row.passage.content for row in chosen], "passage", sources=[pairs[row.owner].source for row in chosen]
+        )
+        queries = self._texts(query_ids)
+        passages = self._texts(passage_ids, thin_at=step)
+        chunks = [*queries.chunks, *passages.chunks]
         return StepBatch(
             step=step,
-            queries=query_chunks,
-            passages=passage_chunks,
-            labels=_labels(pairs, passages, turns),
+            queries=queries,
+            passages=passages,
+            labels=labels_of(pairs, chosen),
             skipped=skipped,
-            tokens=sum(map(len, query_ids)) + sum(map(len, passage_ids)),
-            padded_tokens=sum(chunk.input_ids.numel() for chunk in (*query_chunks, *passage_chunks)),
+            tokens=sum(int(chunk.attention_mask.sum()) for chunk in chunks),
+            padded_tokens=sum(chunk.input_ids.numel() for chunk in chunks),
+            squares=squared_lengths(chunks),
         )
+
+    def _texts(self, token_ids: list[list[int]], *, thin_at: int | None = None) -> Texts:
+        """Keep each distinct text once, and cut them into chunks."""
+        places: dict[tuple[int, ...], int] = {}
+        at = [places.setdefault(tuple(ids), len(places)) for ids in token_ids]
+        distinct = [list(ids) for ids in places]
+        if thin_at is not None and self._config.passage_token_dropout:
+            distinct = self._thinned(distinct, thin_at)
+        chunks = pad_chunks(
+            distinct,
+            pad_id=self._encoder.tokenizer.pad_token_id or 0,
+            tokens_per_chunk=self._config.tokens_per_chunk,
+            chunk_cost=self._config.chunk_cost_tokens,
+            multiple_of=self._config.pad_to_multiple_of or 1,
+            rows_multiple_of=self._config.rows_multiple_of or 1,
+        )
+        return Texts(chunks=chunks, places=torch.tensor(at))
 
     def _thinned(self, token_ids: list[list[int]], step: int) -> list[list[int]]:
         """Leave tokens out at random; the first and the last, which are special, stay."""
@@ -187,7 +226,7 @@ class BatchLoader:
             thinned.append(np.asarray(ids)[kept].tolist())
         return thinned
 
-    def _sound_pairs(self, step: int) -> tuple[NDArray[np.int64], list[Pair], int]:
+    def _sound_pairs(self, step: int, part: int) -> tuple[NDArray[np.int64], list[Pair], int]:
         """Return the ordinals and pairs of this rank's part that can be read, and how many cannot.
 
         A rank must not come to the collectives with nothing. Where a shard is lost, all of its part may be of it:
@@ -196,14 +235,16 @@ class BatchLoader:
         Raises:
             UserError: wherever it looks, all is damaged.
         """
-        wanted = self._order.rank_slice(step, self._rank, self._world)
+        # A part is a stretch of the global batch, so that who stands in which does not depend on the world size.
+        share, shares = part * self._world + self._rank, self._world * self._config.accumulation
+        wanted = self._order.rank_slice(step, share, shares)
         ordinals, pairs = self._dataset.sound_pairs(wanted)
         skipped = len(wanted) - len(pairs)
         for turn in range(1, _STAND_INS):
             if pairs:
                 break
             elsewhere = step + turn + int(turn * _STAND_IN_EPOCHS * self._order.steps_per_epoch)
-            ordinals, pairs = self._dataset.sound_pairs(self._order.rank_slice(elsewhere, self._rank, self._world))
+            ordinals, pairs = self._dataset.sound_pairs(self._order.rank_slice(elsewhere, share, shares))
         if not pairs:
             raise UserError(
                 f"all {len(wanted)} pairs of rank {self._rank} at step {step} are damaged in "
@@ -221,29 +262,77 @@ class BatchLoader:
         steps = np.unique(np.linspace(step, step + max(reach, _FETCH_EVERY_STEPS), _FETCH_LOOKS).astype(int))
         return np.concatenate([self._order.rank_slice(int(at), self._rank, self._world) for at in steps])
 
+    def _positives(self, pairs: list[Pair], step: int) -> list[Candidate]:
+        """Take at most `positives` of each pair; where there are more, they take turns from step to step."""
+        chosen = []
+        for owner, pair in enumerate(pairs):
+            count = min(self._config.positives, len(pair.positives))
+            for turn in range(step * count, (step + 1) * count):
+                place = turn % len(pair.positives)
+                chosen.append(
+                    Candidate(
+                        passage=pair.positives[place],
+                        owner=owner,
+                        positive=True,
+                        weight=pair.relevance(place) / count,
+                        teacher=_at(pair.teacher_positives, place),
+                    )
+                )
+        return chosen
+
     def _hard_negatives(
         self, ordinals: list[int], pairs: list[Pair], negatives: NegativesSource | None
-    ) -> list[Passage]:
+    ) -> list[Candidate]:
         """Take at most `hard_negatives` for each pair: those that came with it, then the mined ones."""
-        chosen: list[Passage] = []
+        chosen: list[Candidate] = []
         if self._config.hard_negatives == 0:
             return chosen
         shards, rows = self._dataset.locate(ordinals)
-        for pair, shard, row in zip(pairs, shards, rows, strict=True):
-            candidates = list(pair.negatives)
+        for owner, (pair, shard, row) in enumerate(zip(pairs, shards, rows, strict=True)):
+            candidates = [
+                Candidate(passage=passage, owner=owner, teacher=_at(pair.teacher_negatives, place))
+                for place, passage in enumerate(pair.negatives)
+            ]
             if negatives is not None:
-                candidates += negatives.negatives(self._dataset.shard_stems[shard], int(row))
+                candidates += [
+                    Candidate(
+                        passage=mined.passage,
+                        owner=owner,
+                        teacher=math.nan if mined.teacher is None else mined.teacher,
+                    )
+                    for mined in negatives.mined(self._dataset.shard_stems[shard], int(row))
+                ]
             chosen += candidates[: self._config.hard_negatives]
         return chosen
 
 
-def _labels(pairs: list[Pair], passages: list[Passage], turns: list[int]) -> Labels:
-    """Return who is whose; a pair counts by its weight, times the graded relevance of the positive in turn."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """A passage of a batch, and the query that brought it there."""
+
+    passage: Passage
+    owner: int
+    positive: bool = False
+    weight: float = 0.0
+    """How much a positive counts."""
+    teacher: float = math.nan
+    """What a teacher says of query and passage, where one was asked."""
+
+
+def labels_of(pairs: list[Pair], chosen: list[Candidate]) -> Labels:
+    """Return who is whose."""
     most = max(len(pair.positives) for pair in pairs)
     hashes = [[positive.content_hash for positive in pair.positives] for pair in pairs]
     return Labels(
         query_hash_b=torch.tensor([text_hash(pair.query) for pair in pairs]),
         positive_hash_bK=torch.tensor([row + row[:1] * (most - len(row)) for row in hashes]),
-        passage_hash_n=torch.tensor([passage.content_hash for passage in passages]),
-        weight_b=torch.tensor([pair.relevance(turn) for pair, turn in zip(pairs, turns, strict=True)]),
+        passage_hash_n=torch.tensor([row.passage.content_hash for row in chosen]),
+        owner_n=torch.tensor([row.owner for row in chosen]),
+        positive_n=torch.tensor([row.positive for row in chosen]),
+        weight_n=torch.tensor([row.weight for row in chosen]),
+        teacher_n=torch.tensor([row.teacher for row in chosen]),
     )
+
+
+def _at(scores: tuple[float, ...], place: int) -> float:
+    return scores[place] if place < len(scores) else math.nan

@@ -1,14 +1,14 @@
-"""Accelerate sets the engine up; this file checks what it got, and holds what engines do differently.
+"""What drives the parameters over ranks: one section of the config, three engines, and a check of what was got.
 
-Two engines so far: DDP (also for a single process), and DeepSpeed ZeRO-1 and 2. Both average gradients over
-ranks, so `train.loss` needs to know of neither.
+Every engine averages parameter gradients over ranks, so the objective needs to know of none of them. They differ in
+which passes are collectives, and so must be equally many on all ranks, and in which piece of each tensor a rank has.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,15 +17,16 @@ from typing import Any, Literal, Protocol
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from data_shards.collate import Chunk
 from data_shards.errors import UserError
+from encoder.attention import Attention
 from encoder.model import Encoder
 from train.schedule import OptimizerConfig
+from train.state_files import Piece, StateReader
 
-EngineKind = Literal["ddp", "zero1", "zero2"]
+EngineKind = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,41 +34,75 @@ class EngineConfig:
     """What drives the parameters over ranks."""
 
     kind: EngineKind = "ddp"
-    """`zero1` shards the optimiser's state with DeepSpeed, `zero2` the gradients as well."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`ddp` keeps all on every rank. DeepSpeed's `zero1` shards the optimiser's state, `zero2` the gradients as well,
+    `zero3` the weights as well; `fsdp2` is PyTorch's own way of sharding all three."""
+    offload: bool = False
+    """Keep the optimiser's state, and with `zero3` the weights, in host memory; DeepSpeed only."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of matrix products. `auto` is bfloat16 where the device computes in it, else float32."""
+    tf32: bool = True
+    """Let float32 matrix products of NVIDIA GPUs round their inputs to TF32."""
+    attention: Attention = "auto"
+    """`packed` leaves padding out altogether; it needs a GPU to be fast. `auto` is `sdpa`, on a CPU `eager`."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them."""
+    compile: bool = False
+    """Compile the backbone; the first steps take minutes."""
     timeout_s: int = 1800
     """A collective that waits longer than this ends the run."""
 
     def __post_init__(self) -> None:
-        """Check the timeout."""
+        """Check what does not go together."""
         if self.timeout_s < 1:
             raise UserError(f"engine.timeout_s must be at least 1, came {self.timeout_s}")
+        if self.offload and not self.kind.startswith("zero"):
+            raise UserError(f"engine.offload is DeepSpeed's, engine.kind is {self.kind}; set kind to zero2 or zero3")
+        if self.compile and self.kind.startswith("zero"):
+            raise UserError(f"engine.compile does not go with {self.kind}; set kind to ddp or fsdp2, or leave it out")
 
 
 class Engine(Protocol):
-    """What the loop needs. `encode` and `backward` are used through `train.grad_cache.Backend`."""
+    """What the loop needs of it."""
 
     device: torch.device
+    equal_forwards: bool
+    """Whether every forward pass is a collective, so that all ranks must make equally many."""
     equal_backwards: bool
+    """The same of backward passes."""
 
-    def encode(self, chunk: Chunk) -> Tensor:
-        """Return the chunk's vectors [B, D]."""
+    def forward(self, *inputs: Any) -> Any:
+        """Call the model."""
 
-    def chunk(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Surround one chunk's encode and backward; gradients are averaged over ranks in the last one."""
+    def sync(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Surround the passes of one backward pass; gradients are averaged by the last one at the latest."""
 
     def backward(self, loss: Tensor) -> None:
         """Add to the gradients."""
 
     def step(self, learning_rate: float) -> float:
-        """Clip, update, clear the gradients. Returns the norm before clipping."""
+        """Clip, update, clear the gradients.
 
-    def save(self, folder: Path) -> None:
-        """Write weights and optimiser state; every rank calls it."""
+        Returns:
+            The gradient's norm before clipping. Where it is not finite, nothing was updated.
+        """
 
-    def load(self, folder: Path) -> None:
-        """Read them back; the folder's checksums were verified."""
+    def evaluation(self) -> contextlib.AbstractContextManager[None]:
+        """No dropout, no gradients, and averaged weights where they are kept."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the whole model on rank 0, and nothing elsewhere; every rank calls it."""
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield this rank's share of weights and optimiser state; all ranks' pieces together hold each value once."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the full shape of every tensor that `pieces` names."""
+
+    def extra(self) -> dict[str, Any]:
+        """Return what belongs to a checkpoint and is no tensor, equal on all ranks."""
+
+    def load(self, reader: StateReader, extra: dict[str, Any]) -> None:
+        """Take this rank's share out of a checkpoint, whichever engine and however many ranks wrote it."""
 
 
 def bfloat16_pays(device: torch.device) -> bool:
@@ -77,173 +112,104 @@ def bfloat16_pays(device: torch.device) -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and "avx512_bf16" in _cpu_flags()
 
 
-def resolve_precision(config: EngineConfig, device: torch.device) -> Literal["float32", "bfloat16"]:
+def resolve_precision(config: EngineConfig, device: torch.device) -> Precision:
     """Turn `auto` into what this device does best."""
     if config.precision != "auto":
         return config.precision
     return "bfloat16" if bfloat16_pays(device) else "float32"
 
 
-def start_engine(encoder: Encoder, config: EngineConfig, optimizer: OptimizerConfig) -> Engine:
-    """Join the process group and wrap the encoder.
+def check_engine(config: EngineConfig, optimizer: OptimizerConfig, *, ranks: int) -> None:
+    """Refuse, before any process starts, what this machine cannot run.
+
+    Raises:
+        UserError: DeepSpeed is not installed, or a setting is not for this engine or device.
+    """
+    if config.kind.startswith("zero"):
+        try:
+            import deepspeed  # noqa: F401
+        except ImportError:
+            raise UserError(f"engine {config.kind} needs DeepSpeed: pip install 'dipole[deepspeed]'") from None
+        if optimizer.ema_decay:
+            raise UserError(f"optimizer.ema_decay does not go with engine {config.kind}; set kind to ddp or fsdp2")
+    gpus = torch.cuda.device_count()
+    if gpus and ranks > gpus:
+        raise UserError(f"{ranks} ranks on a machine with {gpus} GPUs; set run.ranks to {gpus}, or use more nodes")
+
+
+def start_engine(model: nn.Module, config: EngineConfig, optimizer: OptimizerConfig) -> Engine:
+    """Join the process group and wrap the model.
 
     Raises:
         UserError: the engine is not installed, or Accelerate gave something else than was asked.
     """
     accelerator = start_process_group(config, max_grad_norm=optimizer.max_grad_norm)
-    if accelerator.device.type == "cpu":
-        # PyTorch's fused attention multiplies head by head there: in bfloat16 a step took 1.5 times as long.
-        encoder.backbone.set_attn_implementation("eager")
-    adamw = torch.optim.AdamW(_decay_groups(encoder, optimizer.weight_decay), lr=optimizer.learning_rate, fused=True)
-    if config.kind == "ddp":
-        return _DdpEngine(accelerator, encoder, adamw, optimizer.max_grad_norm)
-    return _ZeroEngine(accelerator, encoder, adamw)
+    _prepare(model, config, accelerator.device)
+    precision = resolve_precision(config, accelerator.device)
+    if config.kind.startswith("zero"):
+        from train.zero_engine import ZeroEngine
+
+        return ZeroEngine(accelerator, model, optimizer)
+    from train.torch_engine import TorchEngine, wrap_ddp, wrap_fsdp2
+
+    wrap = wrap_ddp(accelerator, model) if config.kind == "ddp" else wrap_fsdp2(accelerator.device, model, precision)
+    return TorchEngine(model, wrap, optimizer, precision, accelerator.device)
 
 
 def start_process_group(config: EngineConfig, *, max_grad_norm: float = 0.0) -> Accelerator:
     """Set Accelerate up and make sure that it made what was asked: it drops what it cannot do in silence."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = {"float32": "no", "bfloat16": "bf16"}[resolve_precision(config, device)]
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
     backend = "nccl" if device.type == "cuda" else "gloo"
     process_group = InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=config.timeout_s))
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if config.kind == "ddp":
+    if config.kind.startswith("zero"):
+        from train.zero_engine import deepspeed_plugin
+
+        plugin = deepspeed_plugin(config, resolve_precision(config, device), max_grad_norm)
+        accelerator = Accelerator(deepspeed_plugin=plugin, mixed_precision="no", kwargs_handlers=[process_group])
+        fits = accelerator.distributed_type == DistributedType.DEEPSPEED
+    else:
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         handlers = [ddp, process_group] if asked > 1 else [ddp]  # one rank with a backend: Accelerate fails
-        accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision, kwargs_handlers=handlers)
-    else:
-        accelerator = Accelerator(
-            deepspeed_plugin=_deepspeed_plugin(config, precision, max_grad_norm),
-            mixed_precision=precision,
-            kwargs_handlers=[process_group],
-        )
-    several = {"ddp": (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)}.get(
-        config.kind, (DistributedType.DEEPSPEED,)
-    )
-    got = accelerator.distributed_type
-    if accelerator.num_processes != asked or (got not in several and (asked > 1 or config.kind != "ddp")):
+        # Precision is seen to by the engine; unless told, Accelerate takes it from the environment.
+        accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=handlers)
+        fits = asked == 1 or accelerator.distributed_type in (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    if accelerator.num_processes != asked or not fits:
         raise UserError(
-            f"engine {config.kind} on {asked} ranks was asked, Accelerate set up {got.value} on "
-            f"{accelerator.num_processes}; start with `dipole train` or torchrun, and unset ACCELERATE_* variables"
+            f"engine {config.kind} on {asked} ranks was asked, Accelerate set up "
+            f"{accelerator.distributed_type.value} on {accelerator.num_processes}; start with "
+            "`dipole train` or torchrun, and unset ACCELERATE_* variables"
         )
     return accelerator
 
 
-class _DdpEngine:
-    """DDP, or one bare process."""
-
-    equal_backwards = False
-
-    def __init__(
-        self, accelerator: Accelerator, encoder: Encoder, adamw: torch.optim.AdamW, max_grad_norm: float
-    ) -> None:
-        self._accelerator, self._max_grad_norm, self._encoder = accelerator, max_grad_norm, encoder
-        self.device = accelerator.device
-        with warnings.catch_warnings():
-            # torch 2.13 renames broadcast_buffers; Accelerate has no field for the new name yet. Off it must be:
-            # a broadcast in every forward pass would hang ranks whose chunks are fewer.
-            warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
-            self._model, self._optimizer = accelerator.prepare(encoder, adamw)
-
-    def encode(self, chunk: Chunk) -> Tensor:
-        vector_BD: Tensor = self._model(chunk.input_ids, chunk.attention_mask)
-        return vector_BD
-
-    def chunk(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
-        # DDP arms its reduction in the forward pass, so that pass belongs inside no_sync too.
-        return contextlib.nullcontext() if last else self._accelerator.no_sync(self._model)
-
-    def backward(self, loss: Tensor) -> None:
-        self._accelerator.backward(loss)
-
-    def step(self, learning_rate: float) -> float:
-        norm = self._accelerator.clip_grad_norm_(self._model.parameters(), self._max_grad_norm or float("inf"))
-        _set_rate(self._optimizer, learning_rate)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        return float(norm)
-
-    def save(self, folder: Path) -> None:
-        if self._accelerator.is_main_process:
-            state = {name: value.contiguous() for name, value in self._encoder.state_dict().items()}
-            save_file(state, folder / "encoder.safetensors")
-            torch.save(self._optimizer.state_dict(), folder / "optimizer.pt")
-
-    def load(self, folder: Path) -> None:
-        self._encoder.load_state_dict(load_file(folder / "encoder.safetensors"))
-        state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-        self._optimizer.load_state_dict(state)
-
-
-class _ZeroEngine:
-    """DeepSpeed ZeRO-1 and 2."""
-
-    equal_backwards = True
-
-    def __init__(self, accelerator: Accelerator, encoder: Encoder, adamw: torch.optim.AdamW) -> None:
-        self.device = accelerator.device
-        self._engine, self._optimizer = accelerator.prepare(encoder, adamw)
-
-    def encode(self, chunk: Chunk) -> Tensor:
-        vector_BD: Tensor = self._engine(chunk.input_ids, chunk.attention_mask)
-        return vector_BD
-
-    def chunk(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
-        # ZeRO-2 refuses no_sync: the boundary tells it which backward pass completes the step.
-        self._engine.set_gradient_accumulation_boundary(is_boundary=last)
-        return contextlib.nullcontext()
-
-    def backward(self, loss: Tensor) -> None:
-        self._engine.backward(loss)
-
-    def step(self, learning_rate: float) -> float:
-        _set_rate(self._optimizer, learning_rate)
-        self._engine.step()
-        return float(self._engine.get_global_grad_norm() or 0.0)
-
-    def save(self, folder: Path) -> None:
-        self._engine.save_checkpoint(str(folder / "deepspeed"), tag="state", save_latest=False)
-
-    def load(self, folder: Path) -> None:
-        path, _ = self._engine.load_checkpoint(str(folder / "deepspeed"), tag="state")
-        if path is None:
-            raise UserError(f"{folder} holds no DeepSpeed state; resume with the engine that wrote it")
-
-
-def _set_rate(optimizer: Any, learning_rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-
-
-def _decay_groups(encoder: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Split parameters: matrices decay, vectors (biases, layer norms) do not."""
-    parameters = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
 
 
-def _deepspeed_plugin(config: EngineConfig, precision: str, max_grad_norm: float) -> Any:
-    try:
-        import deepspeed
-        from accelerate.utils import DeepSpeedPlugin
-    except ImportError as error:
-        raise UserError(f"engine {config.kind} needs DeepSpeed: pip install 'dipole[deepspeed]'") from error
-    if not torch.cuda.is_available():
-        # Otherwise its first start compiles a shared-memory collective for minutes; gloo does without.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return DeepSpeedPlugin(
-        hf_ds_config={
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            "gradient_clipping": max_grad_norm,
-            "zero_optimization": {"stage": int(config.kind[-1]), "overlap_comm": False},
-            "zero_allow_untested_optimizer": True,
-            "bf16": {"enabled": precision == "bf16"},
-            "steps_per_print": 1 << 30,
-        }
-    )
+def set_rate(optimizer: Any, learning_rate: float) -> None:
+    """Give every parameter group the step's learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def _prepare(model: nn.Module, config: EngineConfig, device: torch.device) -> None:
+    """Set what has to be set before the model is wrapped, on the encoder that it is or holds."""
+    encoder = next((module for module in model.modules() if isinstance(module, Encoder)), None)
+    if encoder is not None:
+        # PyTorch's fused attention multiplies head by head on a CPU: in bfloat16 a step took 1.5 times as long.
+        usual: Attention = "sdpa" if device.type == "cuda" else "eager"
+        encoder.set_attention(usual if config.attention == "auto" else config.attention)
+        encoder.set_gradient_checkpointing(config.gradient_checkpointing)
+        if config.compile:
+            for backbone in encoder.backbones:
+                backbone.compile(dynamic=True)
 
 
 def _cpu_flags() -> str:

@@ -10,128 +10,84 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
 
 import torch
 
 from data_shards.atomic import write_json
-from data_shards.errors import UserError
+from data_shards.collate import Chunk
 from data_shards.negatives import NegativesVersion
-from data_shards.order import GlobalOrder, OrderConfig
-from data_shards.reader import PairSource
-from encoder.snapshot import load_encoder, save_snapshot
-from train.batches import BatchConfig, BatchLoader, StepBatch
-from train.checkpoint import TrainState, check_fits, latest_checkpoint, save_checkpoint
-from train.collectives import barrier, rank, sum_over_ranks, world_size
-from train.dev import DevConfig, DevSet
-from train.engine import EngineConfig, resolve_precision, start_engine
-from train.grad_cache import cached_step, plain_step
-from train.loss import LossConfig, LossOutput
-from train.refresh import RefreshConfig, RefreshRequest, wait_for_version
-from train.run_folder import RunFolder
-from train.schedule import OptimizerConfig, learning_rate
+from encoder.lora import add_lora
+from encoder.model import Side
+from encoder.snapshot import load_encoder
+from train.batches import BatchLoader, StepBatch
+from train.checkpoint import TrainState
+from train.collectives import barrier, rank, world_size
+from train.dev import Best, DevSet
+from train.engine import resolve_precision, start_engine
+from train.grad_cache import Encode, train_step
+from train.health import Health, check_step
+from train.job import TrainJob
+from train.keeper import Keeper
+from train.memory import graphs_fit
+from train.mfu import Utilisation, peak_memory_gib
+from train.objective import Objective
+from train.refresh import RefreshRequest, wait_for_version
+from train.schedule import learning_rate
+from train.step_log import StepSums, add_up
 from train.stops import EXIT_STOPPED, StopFlag
-from train.tracker import Tracker, TrackerConfig, truncate_metrics
+from train.tracker import Tracker, truncate_metrics
+from train.watchdog import Watchdog
+from train.watched import launched, run_watched
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Length of the run, and what is kept of it."""
-
-    epochs: float = 1.0
-    """Passes over the training pairs."""
-    steps: int = 0
-    """Optimiser steps; where it is above 0 it takes the place of `epochs`."""
-    gradient_cache: bool = True
-    """Encode twice and hold one chunk's graph, instead of once and hold them all."""
-    checkpoint_every_steps: int = 50
-    """Steps between two checkpoints."""
-    keep_checkpoints: int = 2
-    """Older ones are deleted."""
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        if self.steps < 0 or (self.steps == 0 and self.epochs <= 0):
-            raise UserError("train.epochs must be positive, or train.steps at least 1")
-        if min(self.checkpoint_every_steps, self.keep_checkpoints) < 1:
-            raise UserError("train.checkpoint_every_steps and keep_checkpoints must be at least 1")
-
-    def total_steps(self, order: GlobalOrder) -> int:
-        """Return the length of the run in steps."""
-        return self.steps or max(1, round(self.epochs * order.steps_per_epoch))
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainJob:
-    """All that one rank needs to know."""
-
-    run: RunFolder
-    data: PairSource
-    """Training shards."""
-    order: OrderConfig
-    seed: int
-    run_id: str
-    train: TrainConfig
-    batch: BatchConfig
-    loss: LossConfig
-    optimizer: OptimizerConfig
-    engine: EngineConfig
-    refresh: RefreshConfig
-    dev: DevConfig
-    tracker: TrackerConfig
-    resolved: dict[str, Any]
-    """The whole config, for W&B."""
-
-
-class TrainingDivergedError(RuntimeError):
-    """The loss or its gradient is no number any more."""
-
-
 def train(job: TrainJob) -> int:
-    """Run until the last step or until asked to stop.
+    """Run until the last step, until the dev metric no longer rises, or until asked to stop.
 
     Returns:
         The exit code: 0, or `EXIT_STOPPED` after a stop with a checkpoint.
 
     Raises:
-        UserError: the config does not fit the data, the checkpoint or this machine.
-        TrainingDivergedError: the loss or its gradient became NaN or infinite.
+        UserError: the config does not fit the data, the checkpoint or this machine; a checkpoint was not written.
+        TrainingDivergedError: the loss or its gradient became NaN or infinite, or far higher than at the start.
     """
-    loop = _Loop(job)
-    exit_code = 1
-    try:
-        exit_code = loop.run()
-    finally:
-        loop.tracker.close(exit_code)
-    return exit_code
+    return run_watched(job, _Loop)
 
 
 class _Loop:
     """State of the loop on one rank."""
 
-    def __init__(self, job: TrainJob) -> None:
-        self.job = job
-        self.stop = StopFlag()
-        self.dataset = job.data.open(job.run.quarantine(f"rank-{rank():05d}"))
+    def __init__(self, job: TrainJob, watchdog: Watchdog) -> None:
+        self.job, self.watchdog = job, watchdog
+        self.stop = StopFlag(job.stop)
+        self.dataset = job.data.open(job.run.quarantine(f"rank-{launched('RANK', 0):05d}"))
         self.order = self.dataset.order(batch_size=job.batch.batch_size, seed=job.seed, config=job.order)
         self.total = job.train.total_steps(self.order)
         self.borders = job.refresh.borders(self.total)
-        self.encoder = load_encoder(job.run.initial).train()
+        self.encoder = load_encoder(job.start).train()
+        if job.lora.rank:
+            add_lora(self.encoder, job.lora, seed=job.seed)
         self.engine = start_engine(self.encoder, job.engine, job.optimizer)
+        self.device = self.engine.device
+        self.precision = resolve_precision(job.engine, self.device)
+        self.utilisation = Utilisation(self.encoder, self.device, self.precision, world_size())
+        self.objective = Objective(job.loss, device=self.device)
+        self.base = self._base_model() if job.loss.base_weight else None
         self.loader = BatchLoader(
             dataset=self.dataset,
             order=self.order,
             encoder=self.encoder,
-            config=job.batch,
+            config=job.batch.on(self.device, self.precision),
             rank=rank(),
             world=world_size(),
         )
         self.dev = DevSet(job.dev) if job.dev.data else None
-        self.state = self._resume()
+        self.keeper = Keeper(job, self.engine, self.encoder, self.objective)
+        self.state = self.keeper.resume(self._fresh())
         if rank() == 0:
             truncate_metrics(job.run.metrics, self.state.step)
         self.tracker = Tracker(
@@ -141,8 +97,11 @@ class _Loop:
             job_type="train",
             resolved={**job.resolved, "world_size": world_size(), "dataset_id": self.dataset.dataset_id},
             active=rank() == 0,
+            resume_step=self.state.step,
         )
+        self.keep_graphs = {"on": False, "off": True}.get(job.train.gradient_cache)  # None: to be measured
         self.step_started = time.monotonic()
+        self.stopped_by = ""
         self._skipped = 0.0  # pairs, by all ranks, since the last line of the log
 
     def run(self) -> int:
@@ -151,72 +110,103 @@ class _Loop:
             self._evaluate()
         for start, stop, version in self._stretches():
             negatives = self._refresh(version, start, stop) if version else None
-            if self.stop.asked_anywhere(self.engine.device):
+            if self.stop.asked_anywhere(self.device):
                 return self._leave()
             # Read-ahead ends with the stretch: what follows needs negatives that are not mined yet.
-            for batch in self.loader.steps(start, stop, negatives):
+            for batches in self.loader.steps(start, stop, negatives):
                 waited_s = time.monotonic() - self.step_started
-                if self._step(batch, waited_s):
+                if self._step(batches, waited_s):
                     return self._leave()
+                if self._best.says_stop(self.job.dev):
+                    _log.info("step %d: no gain in %d evaluations", self.state.step, self.job.dev.stop_after_evals)
+                    return self._finish()
         return self._finish()
 
-    def _step(self, batch: StepBatch, waited_s: float) -> bool:
+    def close(self, exit_code: int, why: str) -> None:
+        """Let what runs beside the loop come to its end."""
+        self.keeper.close()
+        self.tracker.close(exit_code, why or self.stopped_by)
+
+    def _step(self, batches: list[StepBatch], waited_s: float) -> bool:
         """Train on one global batch; then log, evaluate and checkpoint as due. Returns whether to stop."""
-        rate = learning_rate(self.job.optimizer, batch.step, self.total)
-        advance = cached_step if self.job.train.gradient_cache else plain_step
-        output = advance(self.engine, batch, self.job.loss, seed=self.job.seed)
+        step = batches[0].step
+        self.watchdog.phase("measure memory", step)
+        if self.keep_graphs is None:
+            self.keep_graphs = graphs_fit(self.engine, batches, budget_gib=self.job.train.activations_gib)
+        rate = learning_rate(self.job.optimizer, step, self.total)
+        outputs = train_step(
+            self.engine,
+            batches,
+            self.objective,
+            seed=self.job.seed,
+            keep_graphs=self.keep_graphs,
+            two_towers=self.encoder.settings.towers == "two",
+            base=self.base,
+            details=step % self.job.tracker.details_every_steps == 0,
+            phase=lambda name: self.watchdog.phase(name, step),
+        )
+        self.watchdog.phase("optimizer", step)
         norm = self.engine.step(rate)
-        asked = self._log_step(batch, output, rate, norm, waited_s)
-        self.state = replace(self.state, step=batch.step + 1)
+        self.objective.step(rate)
+        sums = add_up(outputs, batches, asked=self.stop.asked_here())
+        self._log_step(step, sums, rate, norm, waited_s)
+        self._check(step, sums, norm)
+        self.state = replace(self.state, step=step + 1)
+        self.keeper.poll()
         done = self.state.step
+        gained = False
         if self.dev and (done % self.job.dev.every_steps == 0 or done == self.total):
-            self._evaluate()
-        if asked or done % self.job.train.checkpoint_every_steps == 0 or done == self.total:
+            gained = self._evaluate()
+        last = sums.asked or done == self.total or self._best.says_stop(self.job.dev)
+        if gained or last or done % self.job.train.checkpoint_every_steps == 0:
             self._checkpoint()
         self.step_started = time.monotonic()
-        return asked
+        self.watchdog.phase("read", done)
+        return sums.asked
 
-    def _log_step(self, batch: StepBatch, output: LossOutput, rate: float, norm: float, waited_s: float) -> bool:
-        """Add the ranks' sums up and log them. The stop flag travels along, to save a collective a step."""
-        names = list(output.sums)
-        local = [*output.sums.values()]
-        counts = (batch.skipped, batch.tokens, batch.padded_tokens, self.stop.asked_here())
-        local += [local[0].new_tensor(float(count)) for count in counts]
-        *sums, skipped, tokens, padded, asked = sum_over_ranks(torch.stack(local).double()).tolist()
-        total = dict(zip(names, sums, strict=True))
-        queries = total.pop("queries")
-        self._skipped += skipped
-        loss = total["loss"] / queries
-        for name, value in (("loss", loss), ("gradient's norm", norm)):
-            if not math.isfinite(value):
-                raise TrainingDivergedError(
-                    f"the {name} of step {batch.step} is {value}; the newest checkpoint is from before it. Lower "
-                    "optimizer.learning_rate, or set engine.precision to float32"
-                )
+    def _check(self, step: int, sums: StepSums, norm: float) -> None:
+        """End the run where going on makes no sense."""
+        border = max((border for border in self.borders if border <= step), default=0)
+        checkpoints = sorted(path.name for path in self.job.run.checkpoints.glob("step-*"))
+        health = check_step(
+            Health(loss_ceiling=self.state.loss_ceiling, skips=self.state.skips),
+            self.job.health,
+            step=step,
+            settled_steps=step - border,
+            loss=sums.loss,
+            grad_norm=norm,
+            skipped=self.precision == "float16" and not math.isfinite(norm) and math.isfinite(sums.loss),
+            checkpoint=checkpoints[-1] if checkpoints else "",
+        )
+        self.state = replace(self.state, loss_ceiling=health.loss_ceiling, skips=health.skips)
+
+    def _log_step(self, step: int, sums: StepSums, rate: float, norm: float, waited_s: float) -> None:
+        self._skipped += sums.skipped
         seconds = time.monotonic() - self.step_started
-        if batch.step % self.job.tracker.log_every_steps == 0 or batch.step == self.total - 1:
-            self.tracker.log(
-                "step",
-                batch.step,
-                {
-                    **{name: value / queries for name, value in total.items()},
-                    "masked": total["masked"],
-                    "skipped": self._skipped,
-                    "steps": self.total,
-                    "lr": rate,
-                    "grad_norm": norm,
-                    "epoch": self.order.epoch(batch.step + 1),
-                    "pairs_per_s": queries / seconds,
-                    "tokens_per_s": tokens / seconds,
-                    "padding_share": 1 - tokens / padded,
-                    "data_wait_share": waited_s / seconds,
-                    **({"fetched_mib": self.dataset.fetched.bytes / 2**20} if self.dataset.is_remote else {}),
-                    "negatives_version": self.state.negatives_version,
-                    "negatives_age_steps": self._age(batch.step),
-                },
-            )
-            self._skipped = 0.0
-        return bool(asked > 0)
+        if step % self.job.tracker.log_every_steps and step < self.total - 1:
+            return
+        self.tracker.log(
+            "step",
+            step,
+            {
+                **sums.values(),
+                "skipped": self._skipped,
+                "steps": self.total,
+                "lr": rate,
+                "grad_norm": norm,
+                "epoch": self.order.epoch(step + 1),
+                "pairs_per_s": sums.queries / seconds,
+                "tokens_per_s": sums.tokens / seconds,
+                "padding_share": 1 - sums.tokens / sums.padded_tokens,
+                "data_wait_share": waited_s / seconds,
+                "peak_memory_gib": peak_memory_gib(),
+                **self.utilisation.of_step(tokens=sums.tokens, squares=sums.squares, seconds=seconds),
+                **({"fetched_mib": self.dataset.fetched.bytes / 2**20} if self.dataset.is_remote else {}),
+                "negatives_version": self.state.negatives_version,
+                "negatives_age_steps": self._age(step),
+            },
+        )
+        self._skipped = 0.0
 
     def _stretches(self) -> Iterator[tuple[int, int, int]]:
         """Yield (first step, last step + 1, negatives version) from where the run stands."""
@@ -230,9 +220,10 @@ class _Loop:
         border = self.borders[version - 1]
         snapshot = self.job.run.snapshot(border)
         began = time.monotonic()
+        self.watchdog.phase("refresh", border, allow_s=self.job.refresh.timeout_s)
+        if start == border:
+            self._snapshot(snapshot, border)
         if rank() == 0:
-            if not snapshot.exists() and start == border:
-                save_snapshot(self.encoder, snapshot, step=border)
             request = RefreshRequest(
                 version=version,
                 snapshot=str(snapshot.relative_to(self.job.run.root)),
@@ -254,6 +245,7 @@ class _Loop:
             if start == border:  # a run that resumes later in the stretch has logged it
                 self._log_refresh(negatives, time.monotonic() - began)
         self.step_started = time.monotonic()
+        self.watchdog.phase("read", start)
         return negatives
 
     def _log_refresh(self, negatives: NegativesVersion, waited_s: float) -> None:
@@ -272,21 +264,58 @@ class _Loop:
         self.tracker.log("refresh", manifest.from_step, values)
         _log.info("step %d: negatives version %d, %d queries", manifest.from_step, manifest.version, len(negatives))
 
-    def _evaluate(self) -> None:
-        assert self.dev is not None
-        began = time.monotonic()
-        value = self.dev.evaluate(
-            self.encoder,
-            precision=resolve_precision(self.job.engine, self.engine.device),
-            tokens_per_batch=2 * self.job.batch.tokens_per_chunk,
-        )
-        self.state = replace(self.state, best_dev=max(value, self.state.best_dev or 0.0))
-        self.tracker.log("dev", self.state.step, {"ndcg@10": value, "seconds": time.monotonic() - began})
-        _log.info("step %d: dev nDCG@10 %.4f", self.state.step, value)
+    @property
+    def _best(self) -> Best:
+        state = self.state
+        return Best(value=state.best_dev, step=state.best_step, evals_without_gain=state.evals_without_gain)
 
-    def _resume(self) -> TrainState:
-        """Load the newest whole checkpoint, or begin at step 0."""
-        fresh = TrainState(
+    def _evaluate(self) -> bool:
+        """Measure on the dev set; keep a snapshot of the best. Returns whether this is it."""
+        assert self.dev is not None
+        step = self.state.step
+        self.watchdog.phase("dev", step)
+        began = time.monotonic()
+        with self.engine.evaluation():
+            values = self.dev.evaluate(
+                self._encode,
+                self.encoder,
+                device=self.device,
+                tokens_per_chunk=2 * self.job.batch.tokens_per_chunk,
+            )
+        deciding = next(iter(values.values()))
+        best = self._best.after(deciding, step, min_gain=self.job.dev.min_gain)
+        self.state = replace(
+            self.state, best_dev=best.value, best_step=best.step, evals_without_gain=best.evals_without_gain
+        )
+        self.tracker.log("dev", step, {**values, "seconds": time.monotonic() - began})
+        _log.info("step %d: dev %s", step, ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+        if best.step != step or step == 0:
+            return False
+        self._snapshot(self.job.run.best(step), step)
+        self.keeper.best(step, values)
+        return True
+
+    def _encode(self, chunk: Chunk, side: Side) -> torch.Tensor:
+        vector_BD: torch.Tensor = self.engine.forward(chunk.input_ids, chunk.attention_mask, side)
+        return vector_BD
+
+    def _base_model(self) -> Encode:
+        """Load the model that training must not go far from, whole on every rank.
+
+        It is the run's first one, also where the backbone was adapted since: what is worth keeping are the vectors of
+        the model that was named, and guessing words has moved them to where nobody wanted them.
+        """
+        base = load_encoder(self.job.run.initial).to(self.device).eval().requires_grad_(False)
+
+        def encode(chunk: Chunk, side: Side) -> torch.Tensor:
+            vector_BD: torch.Tensor = base(chunk.input_ids, chunk.attention_mask, side)
+            return vector_BD
+
+        return encode
+
+    def _fresh(self) -> TrainState:
+        """Return what this run is, at its first step."""
+        return TrainState(
             step=0,
             engine=self.job.engine.kind,
             world_size=world_size(),
@@ -295,43 +324,38 @@ class _Loop:
             seed=self.job.seed,
             order=self.order.identity,
             negatives_version=0,
+            precision=self.precision,
         )
-        barrier()
-        found = latest_checkpoint(self.job.run.checkpoints)
-        if found is None:
-            return fresh
-        path, state = found
-        check_fits(
-            state,
-            engine=fresh.engine,
-            world_size=fresh.world_size,
-            dataset_id=fresh.dataset_id,
-            batch_size=fresh.batch_size,
-            seed=fresh.seed,
-            order=fresh.order,
-        )
-        self.engine.load(path)
-        _log.info("resumed from %s", path.name)
-        return replace(state, world_size=fresh.world_size)
 
     def _checkpoint(self) -> None:
-        save_checkpoint(self.engine, self.state, self.job.run.checkpoints, keep=self.job.train.keep_checkpoints)
+        self.watchdog.phase("checkpoint", self.state.step)
+        self.keeper.checkpoint(self.state)
+
+    def _snapshot(self, path: Path, step: int) -> None:
+        """Write a snapshot, and what it was made from."""
+        digest = self.keeper.snapshot(path, step)
+        uses = {"pairs": self.dataset.dataset_id, "run": self.job.run_id}
+        if self.state.negatives_version:
+            uses["negatives"] = f"v{self.state.negatives_version:06d}"
+        self.tracker.artifact("snapshot", path, identity=digest, step=step, uses=uses)
 
     def _leave(self) -> int:
         """Leave after a stop: the checkpoint is written, the resume flag says so."""
-        if not (self.job.run.checkpoints / f"step-{self.state.step:07d}").exists():
-            self._checkpoint()
+        self._checkpoint()
+        self.keeper.wait()
+        reason = self.stopped_by = self.stop.reason(self.device)
         if rank() == 0:
-            write_json(self.job.run.stopped, {"step": self.state.step, "of": self.total})
+            write_json(self.job.run.stopped, {"step": self.state.step, "of": self.total, "reason": reason})
         barrier()
         return EXIT_STOPPED
 
     def _finish(self) -> int:
         """Write the last snapshot and the mark of a whole run."""
+        self.watchdog.phase("finish", self.state.step)
+        self._snapshot(self.job.run.final, self.state.step)
+        self.keeper.wait()
         if rank() == 0:
-            if not self.job.run.final.exists():
-                save_snapshot(self.encoder, self.job.run.final, step=self.total)
-            write_json(self.job.run.done, {"steps": self.total, "world_size": world_size()})
+            write_json(self.job.run.done, {"steps": self.state.step, "world_size": world_size()})
         barrier()
         return 0
 

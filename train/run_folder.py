@@ -24,8 +24,23 @@ class RunFolder:
 
     @property
     def initial(self) -> Path:
-        """The encoder that training starts from, as a snapshot."""
+        """The encoder that the run starts from, as a snapshot."""
         return self.root / "snapshots" / "initial"
+
+    @property
+    def adapted(self) -> Path:
+        """The same after the `adapt` stage, which it is the end of; training then starts from it."""
+        return self.root / "snapshots" / "adapted"
+
+    @property
+    def adapt_head(self) -> Path:
+        """What the `adapt` stage begins with beside the encoder: the head that guesses tokens."""
+        return self.root / "adapt" / "head.safetensors"
+
+    @property
+    def adapt_checkpoints(self) -> Path:
+        """Checkpoints of the `adapt` stage, until it is done."""
+        return self.root / "adapt" / "checkpoints"
 
     @property
     def final(self) -> Path:
@@ -35,6 +50,15 @@ class RunFolder:
     def snapshot(self, step: int) -> Path:
         """The snapshot before a step."""
         return self.root / "snapshots" / f"step-{step:07d}"
+
+    def best(self, step: int) -> Path:
+        """The snapshot with the best dev metric, which a step has reached."""
+        return self.root / "snapshots" / f"best-{step:07d}"
+
+    @property
+    def best_pointer(self) -> Path:
+        """Which snapshot is the best, and its dev metrics."""
+        return self.root / "best.json"
 
     @property
     def checkpoints(self) -> Path:

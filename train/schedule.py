@@ -25,6 +25,12 @@ class OptimizerConfig:
     """Where it ends, as a share of the highest."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 turns clipping off."""
+    beta1: float = 0.9
+    """How slowly AdamW forgets gradients."""
+    beta2: float = 0.999
+    """How slowly it forgets their squares."""
+    ema_decay: float = 0.0
+    """Average the weights over steps with this decay; dev evaluation and snapshots then take the average. 0: off."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -33,6 +39,9 @@ class OptimizerConfig:
         for name in ("warmup_share", "final_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"optimizer.{name} is a share between 0 and 1, came {getattr(self, name)}")
+        for name in ("beta1", "beta2", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"optimizer.{name} must be at least 0 and below 1, came {getattr(self, name)}")
         if self.weight_decay < 0 or self.max_grad_norm < 0:
             raise UserError("optimizer.weight_decay and optimizer.max_grad_norm must be 0 or more")
 

@@ -1,4 +1,4 @@
-"""What a run shows: a line of JSON in the run folder, and the same in Weights & Biases."""
+"""What a run shows: a line of JSON in the run folder, and the same in Weights & Biases and TensorBoard."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ import logging
 import netrc
 import os
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from data_shards.atomic import atomic_path
 from data_shards.errors import UserError
+from train.boards import Board, Histogram, TensorBoard, WandbBoard
+from train.lineage import append_lineage, code_version
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackerConfig:
-    """Weights & Biases."""
+    """Where a run can be looked at."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     """`auto` is online where a W&B key is found in the environment or in .netrc, else offline."""
@@ -27,57 +32,108 @@ class TrackerConfig:
     """The W&B project."""
     group: str = ""
     """Runs of one job stand together under it."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard too, in the run folder."""
     log_every_steps: int = 1
     """Steps between two logged ones."""
+    details_every_steps: int = 20
+    """Steps between two that show histograms of scores, alignment and uniformity too."""
 
     def __post_init__(self) -> None:
         """Check the interval."""
-        if self.log_every_steps < 1:
-            raise UserError(f"tracker.log_every_steps must be at least 1, came {self.log_every_steps}")
+        for name in ("log_every_steps", "details_every_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"tracker.{name} must be at least 1, came {getattr(self, name)}")
 
 
 class Tracker:
     """Writes events; only rank 0 has one that does."""
 
     def __init__(
-        self, path: Path, config: TrackerConfig, *, run_id: str, job_type: str, resolved: dict[str, Any], active: bool
+        self,
+        path: Path,
+        config: TrackerConfig,
+        *,
+        run_id: str,
+        job_type: str,
+        resolved: dict[str, Any],
+        active: bool,
+        resume_step: int = 0,
     ) -> None:
-        """Open the file and the W&B run.
+        """Open the file and the boards.
 
         Args:
-            path: `metrics.jsonl`.
-            config: of W&B.
+            path: `metrics.jsonl` in the run folder.
+            config: of the boards.
             run_id: kept over restarts, so that a resumed run is one run.
             job_type: train, mine, …
-            resolved: the config, as W&B shows it.
+            resolved: the config with the dataset ids, as W&B shows it; the code's version is added.
             active: whether this process writes at all.
+            resume_step: the step that the run goes on with.
+
+        Raises:
+            UserError: TensorBoard is asked for and not installed.
         """
         self._active = active
-        self._wandb: Any = None
+        self._boards: list[Board] = []
         if not active:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._root = path.parent
+        self._root.mkdir(parents=True, exist_ok=True)
         self._file = open(path, "a", encoding="utf-8", buffering=1)
+        if config.tensorboard:
+            self._boards.append(TensorBoard(self._root, resume_step=resume_step))
         if (mode := resolve_mode(config.mode)) != "disabled":
-            self._wandb = _start_wandb(path.parent, config, mode, run_id, job_type, resolved)
+            self._boards.append(
+                WandbBoard(
+                    self._root,
+                    project=config.project,
+                    group=config.group,
+                    mode=mode,
+                    run_id=run_id,
+                    job_type=job_type,
+                    config={**resolved, "code": code_version()},
+                )
+            )
 
     def log(self, event: str, step: int, values: dict[str, Any]) -> None:
-        """Write one event; numbers go to W&B too, under `event/name`."""
+        """Write one event; numbers and histograms go to the boards too, under `event/name`.
+
+        Args:
+            event: step, dev, refresh, …
+            step: the optimiser step.
+            values: whatever JSON holds. A histogram is `{"histogram": {"counts": […], "edges": […]}}`; two edges are
+                those of equal bins.
+        """
         if not self._active:
             return
         row = {"event": event, "step": step, "time": round(time.time(), 3), **values}
         self._file.write(json.dumps(row) + "\n")
-        if self._wandb is not None:
-            flat = _numbers(values, f"{event}/")
-            self._wandb.log({"global_step": step, **flat})
+        flat = dict(_flat(values, f"{event}/"))
+        histograms = {name: _histogram(value) for name, value in flat.items() if isinstance(value, dict)}
+        numbers = {name: value for name, value in flat.items() if not isinstance(value, dict)}
+        for board in self._boards:
+            board.log(step, numbers, histograms)
 
-    def close(self, exit_code: int = 0) -> None:
-        """Flush and end the W&B run."""
+    def artifact(self, kind: str, path: Path, *, identity: str, step: int, uses: Mapping[str, str]) -> None:
+        """Write down what was made from what: in `lineage.jsonl` always, and on the boards. See `append_lineage`."""
+        if not self._active:
+            return
+        row = append_lineage(self._root, kind, path, identity=identity, step=step, uses=uses)
+        for board in self._boards if row else ():
+            board.artifact(kind, path, row or {})
+
+    def close(self, exit_code: int = 0, why: str = "") -> None:
+        """Say on the boards how the run ended, with an alert, and flush.
+
+        Args:
+            exit_code: see `train.stops`.
+            why: one line, such as the error's message or why it was stopped.
+        """
         if self._active:
             self._file.close()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=exit_code)
-            self._wandb = None
+        while self._boards:
+            self._boards.pop().close(exit_code, why)
 
 
 def resolve_mode(mode: str) -> str:
@@ -115,36 +171,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _start_wandb(
-    folder: Path, config: TrackerConfig, mode: str, run_id: str, job_type: str, resolved: dict[str, Any]
-) -> Any:
-    import wandb
-
-    run = wandb.init(
-        project=config.project,
-        group=config.group or None,
-        job_type=job_type,
-        id=run_id,
-        resume="allow",
-        mode=mode,  # type: ignore[arg-type]
-        dir=str(folder),
-        config=resolved,
-        settings=wandb.Settings(silent=True, console="off"),
-    )
-    # Resumed offline segments count `_step` from 0 again; the global step does not.
-    run.define_metric("global_step")
-    run.define_metric("*", step_metric="global_step")
-    return run
-
-
-def _numbers(values: dict[str, Any], prefix: str) -> dict[str, float]:
-    flat: dict[str, float] = {}
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float | dict[str, Any]]]:
+    """Yield numbers and histograms with their full names; what else there is stays in the file alone."""
     for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _numbers(value, f"{prefix}{name}/")
+        if isinstance(value, dict) and "histogram" in value:
+            yield prefix + name, value["histogram"]
+        elif isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}/")
         elif isinstance(value, int | float):
-            flat[prefix + name] = value
-    return flat
+            yield prefix + name, value
+
+
+def _histogram(value: Mapping[str, Any]) -> Histogram:
+    counts, edges = np.asarray(value["counts"], dtype=np.int64), np.asarray(value["edges"], dtype=np.float64)
+    return counts, np.linspace(edges[0], edges[-1], len(counts) + 1) if len(edges) == 2 else edges
 
 
 def _has_key() -> bool:

@@ -20,8 +20,8 @@ from tests.unit.tiny import pair, passage, write_pairs
 from train.batches import BatchConfig, BatchLoader, StepBatch
 from train.collectives import rank, sum_over_ranks, world_size
 from train.engine import EngineConfig, start_engine
-from train.grad_cache import cached_step, plain_step
-from train.loss import LossConfig
+from train.grad_cache import train_step
+from train.objective import LossConfig, Objective
 from train.schedule import OptimizerConfig
 
 _PAIRS = 8
@@ -52,7 +52,8 @@ def _steps(root: Path, snapshot: Path) -> list[Outcome]:
     for damaged, cached in _CASES:
         model.zero_grad()
         batch = _load(root / f"pairs-{damaged}", snapshot, world_size())
-        output = (cached_step if cached else plain_step)(engine, batch, _LOSS, seed=5)
+        objective = Objective(_LOSS, device=engine.device)
+        (output,) = train_step(engine, [batch], objective, seed=5, keep_graphs=not cached)
         loss = float(sum_over_ranks(output.loss)) / world_size()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         outcomes.append((loss, gradients, batch.labels.query_hash_b.tolist(), batch.skipped))

@@ -1,94 +1,230 @@
-"""Invariant 2: on any number of ranks and chunks, loss and gradients equal one process on the whole batch.
+"""Invariant 2: on any number of ranks, chunks and engines, loss and gradients equal one process on the whole batch.
 
 Each known way to get this wrong fails here: gradients W times too large or small, remote passages detached, the
 temperature lost on the cached path, dropout not replayed, labels off when negatives are interleaved, and a rank with
-fewer chunks than the others. The tolerance is what summation order leaves in float64; a wrong scale is 10^9 away.
+fewer chunks than the others. The tolerance is what summation order leaves in float64, and in float32 under DeepSpeed,
+which knows no float64; a wrong scale is 10^9 and 10^4 away.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from data_shards.collate import Chunk
+from encoder.model import Encoder, Side
 from tests.distributed import toy
 from tests.distributed.ranks import run_ranks
+from tests.distributed.trainings import forget_engine
 from train.collectives import rank, sum_over_ranks, world_size
 from train.engine import EngineConfig, start_engine
-from train.grad_cache import cached_step, plain_step
-from train.loss import LossConfig
+from train.grad_cache import train_step
+from train.objective import LossConfig, Objective
 from train.schedule import OptimizerConfig
 
-_LOSS = LossConfig(temperature=toy.TEMPERATURE)
+pytestmark = pytest.mark.distributed
 
 
-def _ddp_step(snapshot: Path, cached: bool) -> tuple[float, dict[str, Tensor], int]:
-    """Run in a rank: return the global loss, this rank's gradients, and its number of chunks."""
-    model = toy.encoder(snapshot)
-    engine = start_engine(model, EngineConfig(precision="float32"), OptimizerConfig())
-    batch = toy.part(model, rank(), world_size())
-    advance = cached_step if cached else plain_step
-    output = advance(engine, batch, _LOSS, seed=5)
-    loss = float(sum_over_ranks(output.loss)) / world_size()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    return loss, gradients, len(batch.queries) + len(batch.passages)
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One step of one engine."""
+
+    kind: str = "ddp"
+    cached: bool = True
+    encoder: str = "plain"
+    lora: int = 0
+    wide: bool | None = None
+    """float64; by default wherever the engine knows it."""
+    parts: int = 1
+    loss: dict[str, Any] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_wide(self) -> bool:
+        return not self.kind.startswith("zero") if self.wide is None else self.wide
+
+    @property
+    def config(self) -> LossConfig:
+        return LossConfig(temperature=toy.TEMPERATURE, **self.loss)
+
+    def model(self, root: Path, *, wide: bool) -> Encoder:
+        return toy.encoder(root / self.encoder, wide=wide, lora=self.lora)
 
 
-def _zero_step(snapshot: Path, kind: str) -> tuple[float, dict[str, Tensor]]:
-    from deepspeed.utils import safe_get_full_grad
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a rank saw of it."""
 
-    model = toy.encoder(snapshot, wide=False)
-    engine = start_engine(model, EngineConfig(kind=kind, precision="float32"), OptimizerConfig(max_grad_norm=0.0))
-    output = cached_step(engine, toy.part(model, rank(), world_size()), _LOSS, seed=5)
-    loss = float(sum_over_ranks(output.loss)) / world_size()
-    return loss, {name: safe_get_full_grad(p).clone() for name, p in model.named_parameters()}
+    loss: float
+    gradients: dict[str, Tensor]
+    chunks: int
 
 
-def _assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
-    assert found.keys() == wanted.keys()
+ENCODERS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "dropout": {"dropout": 0.3},
+    "projection": {"projection": 6},
+    "towers": {"towers": "two", "projection": 6},
+}
+FULL_LOSS = {"symmetric": True, "matryoshka_dims": (4, 9), "learn_temperature": True}
+# Engine by engine, each risk at least once, with what it is most at odds with.
+DDP = {
+    "cached": Case(),
+    "plain": Case(cached=False),
+    "accumulation, all of the loss": Case(parts=2, loss=FULL_LOSS),
+    "accumulation, all of the loss, plain": Case(parts=2, loss=FULL_LOSS, cached=False),
+}
+DDP_PAIR = {
+    "projection": Case(encoder="projection"),
+    "two towers": Case(encoder="towers"),
+    "two towers, plain": Case(encoder="towers", cached=False),
+    "two towers, accumulation": Case(encoder="towers", parts=2),
+    "lora": Case(lora=2, encoder="projection"),
+    "checkpointing": Case(engine={"gradient_checkpointing": True}),
+    "checkpointing, plain": Case(engine={"gradient_checkpointing": True}, cached=False),
+    "base": Case(loss={"base_weight": 0.3}, encoder="projection"),
+}
+FSDP = {
+    "cached": Case(kind="fsdp2"),
+    "plain": Case(kind="fsdp2", cached=False),
+    "accumulation, all of the loss, checkpointing": Case(
+        kind="fsdp2", parts=2, loss=FULL_LOSS, engine={"gradient_checkpointing": True}
+    ),
+}
+FSDP_PAIR = {
+    "two towers": Case(kind="fsdp2", encoder="towers"),
+    "two towers, plain": Case(kind="fsdp2", encoder="towers", cached=False),
+    "lora": Case(kind="fsdp2", lora=2, encoder="projection"),
+    "base": Case(kind="fsdp2", loss={"base_weight": 0.3}),
+}
+TORCH, TORCH_PAIR = (
+    {f"{kind}, {name}": case for kind, cases in made for name, case in cases.items()}
+    for made in ((("ddp", DDP), ("fsdp2", FSDP)), (("ddp", DDP_PAIR), ("fsdp2", FSDP_PAIR)))
+)
+ZERO = {
+    f"{kind}, {name}": case
+    for kind in ("zero1", "zero2", "zero3")
+    for name, case in {
+        "cached": Case(kind=kind),
+        "plain": Case(kind=kind, cached=False),
+        "accumulation, all of the loss": Case(kind=kind, parts=2, loss=FULL_LOSS),
+        "two towers": Case(kind=kind, encoder="towers"),
+        "two towers, plain": Case(kind=kind, encoder="towers", cached=False),
+        "lora, checkpointing": Case(kind=kind, lora=2, encoder="projection", engine={"gradient_checkpointing": True}),
+        "base": Case(kind=kind, loss={"base_weight": 0.3}),
+        "offload": Case(kind=kind, engine={"offload": True}),
+    }.items()
+    if not (kind == "zero1" and name == "offload")
+}
+ZERO_FOUR = {name: ZERO[name] for name in ("zero2, cached", "zero3, cached")}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoders")
+    for name, options in ENCODERS.items():
+        toy.save_encoder(folder / name, **options)
+    return folder
+
+
+def _outcomes(root: Path, cases: dict[str, Case]) -> dict[str, Outcome]:
+    """Run in a rank: take every case's step, one after the other."""
+    return {name: _outcome(root, case) for name, case in cases.items()}
+
+
+def _outcome(root: Path, case: Case) -> Outcome:
+    forget_engine()
+    model = case.model(root, wide=case.is_wide)
+    config = EngineConfig(kind=case.kind, precision="float32", **case.engine)  # type: ignore[arg-type]
+    engine = start_engine(model, config, OptimizerConfig(max_grad_norm=0.0))
+    objective = Objective(case.config, device=engine.device)
+    batches = [toy.part(model, rank(), world_size(), turn=turn, of=case.parts) for turn in range(case.parts)]
+    outputs = train_step(
+        engine,
+        batches,
+        objective,
+        seed=5,
+        keep_graphs=not case.cached,
+        two_towers=case.encoder == "towers",
+        base=partial(_encode, _base(root, case, wide=case.is_wide)) if case.config.base_weight else None,
+    )
+    gradients = dict(_gradients(model, case))
+    if case.config.learn_temperature:
+        objective.step(1e-3)
+        gradients["log_scale"] = torch.tensor(objective.state()["exp_avg"] / 0.1, dtype=torch.float64)  # Adam's first
+    loss = sum(float(sum_over_ranks(output.loss)) for output in outputs) / world_size() / len(outputs)
+    chunks = sum(len(batch.queries.chunks) + len(batch.passages.chunks) for batch in batches)
+    return Outcome(loss=loss, gradients=gradients, chunks=chunks)
+
+
+def _base(root: Path, case: Case, *, wide: bool) -> Encoder:
+    """Return a base model that is not the model itself, which would be at no distance."""
+    base = toy.encoder(root / case.encoder, wide=wide)
+    draw = torch.Generator().manual_seed(6)
+    with torch.no_grad():
+        for value in base.parameters():
+            value += 0.05 * torch.randn(value.shape, generator=draw)
+    return base.eval().requires_grad_(False)
+
+
+def _encode(base: Encoder, chunk: Chunk, side: Side) -> Tensor:
+    vector_BD: Tensor = base(chunk.input_ids, chunk.attention_mask, side)
+    return vector_BD
+
+
+def _gradients(model: Encoder, case: Case) -> Iterator[tuple[str, Tensor]]:
+    for name, value in model.named_parameters():
+        if not value.requires_grad:
+            continue
+        if case.kind.startswith("zero"):
+            from deepspeed.utils import safe_get_full_grad
+
+            yield name, safe_get_full_grad(value).clone().cpu()
+        else:
+            assert value.grad is not None, name
+            yield name, value.grad.full_tensor() if isinstance(value.grad, DTensor) else value.grad.clone()
+
+
+def _assert_exact(root: Path, cases: dict[str, Case], ranks: int, folder: Path) -> None:
+    results = run_ranks(_outcomes, ranks, folder, root, cases)
+    for name, case in cases.items():
+        base = _base(root, case, wide=True) if case.config.base_weight else None
+        loss, gradients = toy.reference(case.model(root, wide=True), case.config, base=base, of=case.parts)
+        if not case.config.learn_temperature:
+            del gradients["log_scale"]
+        outcomes = [result[name] for result in results]
+        assert all(outcome.chunks > 2 for outcome in outcomes), "one chunk a side would leave the cache unused"
+        if ranks > 1:
+            assert len({outcome.chunks for outcome in outcomes}) > 1, "the ranks should differ in their chunks"
+        for outcome in outcomes:
+            tolerance = 1e-10 if case.is_wide else 1e-5
+            assert outcome.loss == pytest.approx(loss, rel=tolerance), (ranks, name)
+            assert_equal(outcome.gradients, gradients, tolerance, f"{ranks} ranks, {name}")
+
+
+def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float, what: str) -> None:
+    """Compare relative to the largest gradient: some are zero by construction, as keys' biases."""
+    assert found.keys() == wanted.keys(), what
+    scale = max(float(gradient.abs().max()) for name, gradient in wanted.items() if name != "log_scale")
     for name, gradient in wanted.items():
-        # Relative to the largest gradient: some are zero by construction (keys' biases cancel in the softmax).
-        scale = max(float(g.abs().max()) for g in wanted.values())
-        assert float((found[name] - gradient).abs().max()) <= tolerance * scale, name
+        assert float((found[name].double() - gradient).abs().max()) <= tolerance * scale, (what, name)
 
 
-@pytest.mark.distributed
-@pytest.mark.parametrize("cached", [True, False], ids=["cached", "plain"])
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_gradients_are_exact_under_ddp(ranks: int, cached: bool, tmp_path: Path) -> None:
-    snapshot = toy.save_encoder(tmp_path / "snapshot")
-    loss, gradients = toy.reference(toy.encoder(snapshot))
-    results = run_ranks(_ddp_step, ranks, tmp_path, snapshot, cached)
-    if ranks > 1:
-        assert len({chunks for _, _, chunks in results}) > 1, "the ranks should differ in their number of chunks"
-    for found_loss, found, chunks in results:
-        assert chunks > 2, "one chunk a side would leave the cache unused"
-        assert found_loss == pytest.approx(loss, abs=1e-10)
-        _assert_equal(found, gradients, 1e-10)
+def test_gradients_are_exact_under_ddp_and_fsdp2(ranks: int, root: Path, tmp_path: Path) -> None:
+    _assert_exact(root, TORCH | (TORCH_PAIR if ranks == 2 else {}), ranks, tmp_path)
 
 
-@pytest.mark.distributed
-def test_dropout_is_replayed_in_the_second_pass(tmp_path: Path) -> None:
-    plain, cached = tmp_path / "plain", tmp_path / "cached"
-    plain.mkdir()
-    cached.mkdir()
-    snapshot = toy.save_encoder(tmp_path / "snapshot", dropout=0.3)
-    wanted = run_ranks(_ddp_step, 2, plain, snapshot, False)
-    found = run_ranks(_ddp_step, 2, cached, snapshot, True)
-    assert found[0][0] == pytest.approx(wanted[0][0], abs=1e-10)
-    _assert_equal(found[0][1], wanted[0][1], 1e-10)
-    without, _ = toy.reference(toy.encoder(snapshot).eval())
-    assert abs(found[0][0] - without) > 1e-3, "dropout should have changed the loss"
-
-
-@pytest.mark.distributed
 @pytest.mark.deepspeed
-@pytest.mark.parametrize("kind", ["zero1", "zero2"])
-def test_gradients_are_exact_under_deepspeed(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_gradients_are_exact_under_deepspeed(ranks: int, root: Path, tmp_path: Path) -> None:
     pytest.importorskip("deepspeed", reason="needs the deepspeed extra")
-    snapshot = toy.save_encoder(tmp_path / "snapshot")
-    loss, gradients = toy.reference(toy.encoder(snapshot))
-    for found_loss, found in run_ranks(_zero_step, 2, tmp_path, snapshot, kind):
-        assert found_loss == pytest.approx(loss, rel=1e-5)
-        _assert_equal({name: g.double() for name, g in found.items()}, gradients, 1e-5)
+    _assert_exact(root, ZERO if ranks == 2 else ZERO_FOUR, ranks, tmp_path)

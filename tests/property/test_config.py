@@ -9,6 +9,7 @@ from typing import Any
 from hypothesis import given, settings, strategies as st
 
 from data_shards.order import OrderConfig
+from encoder.lora import LoraConfig
 from encoder.model import ScratchConfig
 from index_build.index import IndexConfig
 from index_build.mine import MiningConfig
@@ -16,14 +17,15 @@ from launch.config import DataSection, EncoderSection, RunConfig, RunSection, Wo
 from train.batches import BatchConfig
 from train.dev import DevConfig
 from train.engine import EngineConfig
-from train.loop import TrainConfig
-from train.loss import LossConfig
+from train.job import TrainConfig
+from train.objective import LossConfig
 from train.refresh import RefreshConfig
 from train.schedule import OptimizerConfig
 from train.tracker import TrackerConfig
 
 # Surrogates cannot be written as UTF-8. A text that is exactly "None" is read as no value where none is allowed.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).filter(lambda text: text != "None")
+NAME = st.text("abcdefg-_.", min_size=1, max_size=9)
 COUNT = st.integers(1, 10**6)
 SHARE = st.floats(0, 1)
 POSITIVE = st.floats(1e-12, 1e12)
@@ -50,20 +52,33 @@ CONFIGS = st.builds(
         max_tokens=optional(COUNT),
         query_prompt=optional(TEXT),
         passage_prompt=optional(TEXT),
+        source_prompts=st.lists(TEXT, max_size=2).map(tuple),
+        projection_dim=optional(COUNT),
     ),
     scratch=st.builds(
         ScratchConfig, layers=COUNT, heads=st.just(2), width=COUNT.map(lambda n: 2 * n), dropout=st.floats(0, 0.9)
     ),
     batch=st.builds(BatchConfig, batch_size=COUNT, hard_negatives=st.integers(0, 9)),
-    loss=st.builds(LossConfig, temperature=POSITIVE, mask_duplicates=st.booleans()),
+    lora=st.builds(LoraConfig, rank=st.integers(0, 9), targets=st.lists(NAME, max_size=2).map(tuple)),
+    loss=st.builds(
+        LossConfig,
+        temperature=POSITIVE,
+        mask_duplicates=st.booleans(),
+        mask_margin=optional(st.floats(-1, 1)),
+        matryoshka_dims=st.lists(COUNT, unique=True, max_size=3).map(tuple),
+    ),
     optimizer=st.builds(
         OptimizerConfig,
         learning_rate=POSITIVE,
         warmup_share=SHARE,
         schedule=st.sampled_from(["cosine", "linear", "constant"]),
     ),
-    engine=st.builds(EngineConfig, kind=st.sampled_from(["ddp", "zero1", "zero2"]), timeout_s=COUNT),
-    train=st.builds(TrainConfig, epochs=POSITIVE, steps=st.integers(0, 99), gradient_cache=st.booleans()),
+    engine=st.builds(
+        EngineConfig, kind=st.sampled_from(["ddp", "fsdp2", "zero1", "zero2", "zero3"]), timeout_s=COUNT
+    ),
+    train=st.builds(
+        TrainConfig, epochs=POSITIVE, steps=st.integers(0, 99), gradient_cache=st.sampled_from(["auto", "on", "off"])
+    ),
     dev=st.builds(DevConfig, data=TEXT, split=TEXT),
     refresh=st.builds(RefreshConfig, first_step=COUNT, every_steps=st.integers(0, 99)),
     mining=st.builds(MiningConfig, max_relative_score=st.floats(-1, 1)),

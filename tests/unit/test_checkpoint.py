@@ -1,209 +1,223 @@
-"""Checkpoints of one process: exact, whole or absent, and damaged ones are passed over."""
+"""Which checkpoint is taken, which go, and what may differ when a run is resumed."""
 
 from __future__ import annotations
 
 import json
 import logging
-import pickle
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from data_shards.atomic import sha256_file
-from data_shards.collate import pad_chunks
 from data_shards.errors import UserError
-from encoder.model import Encoder
-from encoder.snapshot import load_encoder
-from tests.unit.tiny import TEXTS
-from train.checkpoint import TrainState, check_fits, latest_checkpoint, save_checkpoint
-from train.engine import Engine, EngineConfig, start_engine
-from train.schedule import OptimizerConfig
+from tests.unit.toy_state import SHAPES, assert_holds, names, pieces, state
+from train.checkpoint import TrainState, check_fits, newest_checkpoint, publish, remove_dead_saves, rotate
+from train.checkpoint_saver import CheckpointSaver
+from train.state_files import StateReader, _checksum
 
-STATE = TrainState(
-    step=0,
-    engine="ddp",
-    world_size=1,
-    dataset_id="sha256:a",
-    batch_size=6,
-    seed=0,
-    order="5eed",
-    negatives_version=0,
-)
+FILES = ["rank-00000-of-00001.safetensors", "rank-00000-of-00001.json", "state.json"]
 
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+def save(root: Path, *steps: int, keep: int = 3, **fields: Any) -> None:
+    saver = CheckpointSaver(root, keep=keep, device=torch.device("cpu"), asynchronous=False)
+    for step in steps:
+        saver.save(pieces(step), SHAPES, state(step, **fields), {"optimizer_steps": step})
 
 
-def start(snapshot: Path) -> tuple[Encoder, Engine]:
-    encoder = load_encoder(snapshot).train()
-    return encoder, start_engine(encoder, EngineConfig(precision="float32"), OptimizerConfig(max_grad_norm=0.5))
+def newest(root: Path) -> tuple[str, TrainState]:
+    found = newest_checkpoint(root)
+    assert found is not None
+    assert_holds(found[0], found[1].step)
+    return found[0].name, found[1]
 
 
-def advance(encoder: Encoder, engine: Engine, steps: int) -> list[float]:
-    """Take steps whose gradient depends on the weights; return the gradient norms."""
-    (chunk,) = pad_chunks(encoder.tokenize(TEXTS, "query"), pad_id=0, tokens_per_chunk=10_000)
-    norms = []
-    for _ in range(steps):
-        with engine.chunk(last=True):
-            vector_BD = engine.encode(chunk)
-            engine.backward((vector_BD @ vector_BD.T).square().sum())
-        norms.append(engine.step(1e-2))
-    return norms
-
-
-def weights(encoder: Encoder) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in encoder.state_dict().items()}
-
-
-def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_resume_is_exact(snapshot: Path, tmp_path: Path) -> None:
-    """Three steps, a checkpoint, three more; another process loads it and does the last three: the same bits."""
-    encoder, engine = start(snapshot)
-    advance(encoder, engine, 3)
-    path = save_checkpoint(engine, replace(STATE, step=3), tmp_path, keep=2)
-    saved = weights(encoder)
-    norms = advance(encoder, engine, 3)
-
-    resumed, resumed_engine = start(snapshot)
-    found = latest_checkpoint(tmp_path)
-    assert found == (path, replace(STATE, step=3))
-    resumed_engine.load(path)
-    assert_same(weights(resumed), saved)
-    assert advance(resumed, resumed_engine, 3) == norms
-    assert_same(weights(resumed), weights(encoder))
-
-
-def test_the_optimiser_s_state_matters(snapshot: Path, tmp_path: Path) -> None:
-    """Weights alone would not do: the test above would fail without what AdamW remembers."""
-    encoder, engine = start(snapshot)
-    advance(encoder, engine, 3)
-    path = save_checkpoint(engine, STATE, tmp_path, keep=1)
-    norms = advance(encoder, engine, 3)
-    resumed, resumed_engine = start(snapshot)
-    resumed.load_state_dict(load_file(path / "encoder.safetensors"))
-    assert advance(resumed, resumed_engine, 3) != norms
-
-
-def three(snapshot: Path, root: Path, keep: int = 3) -> None:
-    encoder, engine = start(snapshot)
-    for step in (2, 4, 6):
-        advance(encoder, engine, 1)
-        save_checkpoint(engine, replace(STATE, step=step), root, keep=keep)
-
-
-def names(root: Path) -> list[str]:
-    return sorted(path.name for path in root.iterdir())
-
-
-def test_the_newest_stay_and_the_oldest_go(snapshot: Path, tmp_path: Path) -> None:
-    three(snapshot, tmp_path, keep=2)
-    assert names(tmp_path) == ["step-0000004", "step-0000006"]
+def test_what_was_saved_is_found(tmp_path: Path) -> None:
+    save(tmp_path, 2, 4, best_dev=0.25, best_step=2, negatives_version=3, precision="bfloat16")
+    wanted = state(4, best_dev=0.25, best_step=2, negatives_version=3, precision="bfloat16")
+    assert newest(tmp_path) == ("step-0000004", wanted)
+    assert StateReader(tmp_path / "step-0000004").extra == {"optimizer_steps": 4}
 
 
 def test_without_a_checkpoint_there_is_none(tmp_path: Path) -> None:
-    assert latest_checkpoint(tmp_path / "checkpoints") is None
+    assert newest_checkpoint(tmp_path / "checkpoints") is None
 
 
-@pytest.mark.parametrize("name", ["encoder.safetensors", "optimizer.pt", "state.json"])
-@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "a folder"])
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
-    snapshot: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: str
 ) -> None:
-    three(snapshot, tmp_path)
+    save(tmp_path, 2, 4, 6)
     file = tmp_path / "step-0000006" / name
     content = bytearray(file.read_bytes())
+    file.unlink()
     if damage == "flipped":
-        content[1] ^= 1
-    file.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
-    if damage == "gone":
-        file.unlink()
+        content[-20] ^= 1
+        file.write_bytes(content)
+    elif damage == "cut":
+        file.write_bytes(content[:-9])
+    elif damage == "a folder":
+        file.mkdir()
     with caplog.at_level(logging.WARNING, "train.checkpoint"):
-        found = latest_checkpoint(tmp_path)
-    assert found is not None
-    assert (found[0].name, found[1].step) == ("step-0000004", 4)
+        assert newest(tmp_path) == ("step-0000004", state(4))
     assert len(caplog.records) == 1
     assert caplog.records[0].message.startswith("checkpoint step-0000006 is passed over: ")
     assert name in caplog.text
 
 
+def test_where_all_are_damaged_there_is_none(tmp_path: Path) -> None:
+    save(tmp_path, 2, 4)
+    for name in names(tmp_path):
+        (tmp_path / name / FILES[0]).unlink()
+    assert newest_checkpoint(tmp_path) is None
+
+
 @pytest.mark.parametrize(
-    "change",
-    [lambda row: row.pop("files"), lambda row: row.pop("step"), lambda row: row.update(surprise=1)],
-    ids=["no checksums", "no step", "another version's field"],
+    ("change", "message"),
+    [
+        (lambda row: row.pop("files"), "no 'files'"),
+        (lambda row: row["state"].pop("step"), "'step'"),
+        (lambda row: row["state"].update(surprise=1), "'surprise'"),
+        (lambda row: row["state"].update(world_size=2), "state.json names 2 files, 2 ranks write two each"),
+        (lambda row: row.update(files=[]), "state.json names 0 files"),
+        (lambda row: row.update(state=None), "NoneType"),
+    ],
 )
-def test_a_state_of_another_shape_is_passed_over(snapshot: Path, tmp_path: Path, change: Any) -> None:
-    three(snapshot, tmp_path)
-    path = tmp_path / "step-0000006" / "state.json"
+def test_a_state_of_another_shape_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: Any, message: str
+) -> None:
+    """One that another version of the code wrote: its checksum is right."""
+    save(tmp_path, 2, 4)
+    path = tmp_path / "step-0000004" / "state.json"
     row = json.loads(path.read_text())
+    row.pop("checksum")
     change(row)
-    path.write_text(json.dumps(row))
-    found = latest_checkpoint(tmp_path)
-    assert found is not None
-    assert found[1].step == 4
+    path.write_text(json.dumps({**row, "checksum": _checksum(row)}))
+    assert newest(tmp_path) == ("step-0000002", state(2))
+    assert message in caplog.text
 
 
-def test_an_interrupted_save_is_never_taken_and_the_next_one_clears_it_up(snapshot: Path, tmp_path: Path) -> None:
-    three(snapshot, tmp_path)
-    engine = start(snapshot)[1]
-
-    class Interrupted:
-        def save(self, folder: Path) -> None:
-            engine.save(folder)
-            raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(Interrupted(), replace(STATE, step=8), tmp_path, keep=3)  # type: ignore[arg-type]
-    assert ".tmp-step-0000008" in names(tmp_path)
-    found = latest_checkpoint(tmp_path)
-    assert found is not None
-    assert found[1].step == 6
-    (tmp_path / ".tmp-step-0000008" / "rest").write_text("of the save before")
-    save_checkpoint(engine, replace(STATE, step=8), tmp_path, keep=3)
-    assert names(tmp_path) == ["step-0000004", "step-0000006", "step-0000008"]
-    assert not (tmp_path / "step-0000008" / "rest").exists()
+def test_a_field_that_is_newer_than_the_checkpoint_has_its_default(tmp_path: Path) -> None:
+    save(tmp_path, 2)
+    path = tmp_path / "step-0000002" / "state.json"
+    row = json.loads(path.read_text())
+    row.pop("checksum")
+    row["state"].pop("best_step")
+    path.write_text(json.dumps({**row, "checksum": _checksum(row)}))
+    assert newest(tmp_path) == ("step-0000002", state(2))
 
 
-def test_a_step_that_is_reached_again_is_written_again(snapshot: Path, tmp_path: Path) -> None:
-    three(snapshot, tmp_path)
-    encoder, engine = start(snapshot)
-    save_checkpoint(engine, replace(STATE, step=6, best_dev=0.5), tmp_path, keep=3)
-    found = latest_checkpoint(tmp_path)
-    assert found is not None
-    assert found[1].best_dev == 0.5
-    assert_same(load_file(found[0] / "encoder.safetensors"), weights(encoder))
-
-
-def test_nothing_executes_a_pickle_in_a_checkpoint_is_refused(snapshot: Path, tmp_path: Path) -> None:
-    """Even where its checksum is right: somebody who can write the one can write the other."""
-    engine = start(snapshot)[1]
-    path = save_checkpoint(engine, STATE, tmp_path / "checkpoints", keep=1)
+def test_nothing_executes_a_pickle_in_a_checkpoint_is_not_read(tmp_path: Path) -> None:
+    """Even where all checksums are right: somebody who can write the one can write the others."""
+    save(tmp_path, 2)
+    path = tmp_path / "step-0000002"
     bomb = f"cos\nmkdir\n(V{tmp_path / 'executed'}\ntR.".encode()
-    (path / "optimizer.pt").write_bytes(bomb)
+    (path / FILES[0]).write_bytes(bomb)
     row = json.loads((path / "state.json").read_text())
-    row["files"]["optimizer.pt"] = sha256_file(path / "optimizer.pt")
-    (path / "state.json").write_text(json.dumps(row))
-    assert latest_checkpoint(tmp_path / "checkpoints") is not None
-    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
-        engine.load(path)
+    row.pop("checksum")
+    row["files"][FILES[0]] = sha256_file(path / FILES[0])
+    (path / "state.json").write_text(json.dumps({**row, "checksum": _checksum(row)}))
+    assert newest_checkpoint(tmp_path) is not None
+    with pytest.raises(UserError, match="cannot be read"):
+        StateReader(path).full("weight", "words")
     assert not (tmp_path / "executed").exists()
-    pickle.loads(bomb)
-    assert (tmp_path / "executed").exists(), "the bomb is a dud"
+
+
+def test_the_newest_stay_and_the_oldest_go(tmp_path: Path) -> None:
+    save(tmp_path, 2, 4, 6, 8, keep=2)
+    assert names(tmp_path) == ["step-0000006", "step-0000008"]
+
+
+def test_the_best_stays_until_there_is_a_better_one(tmp_path: Path) -> None:
+    saver = CheckpointSaver(tmp_path, keep=1, device=torch.device("cpu"), asynchronous=False)
+    kept = []
+    for step, best in ((2, 2), (4, 2), (6, 2), (8, 8), (10, 8), (12, 11)):
+        saver.save(pieces(step), SHAPES, state(step, best_step=best), {})
+        kept.append([int(name[-2:]) for name in names(tmp_path)])
+    assert kept == [[2], [2, 4], [2, 6], [8], [8, 10], [12]]
+
+
+def test_a_damaged_future_does_not_push_sound_ones_out(tmp_path: Path) -> None:
+    """Step 6 is damaged, the run goes on from 4 and saves at 5: the sound ones are 4 and 5, not 5 and 6."""
+    save(tmp_path, 2, 4, 6)
+    (tmp_path / "step-0000006" / FILES[0]).write_bytes(b"half")
+    assert newest(tmp_path)[0] == "step-0000004"
+    save(tmp_path, 5, keep=2)
+    assert names(tmp_path) == ["step-0000004", "step-0000005"]
+
+
+def test_a_step_that_is_reached_again_is_written_again(tmp_path: Path) -> None:
+    save(tmp_path, 2, 4)
+    save(tmp_path, 4, best_dev=0.5)
+    assert newest(tmp_path) == ("step-0000004", state(4, best_dev=0.5))
+    assert names(tmp_path) == ["step-0000002", "step-0000004"]
+
+
+def test_between_two_renames_the_replaced_one_is_taken(tmp_path: Path) -> None:
+    """Killed there, only the old folder of the step is whole; it counts as that step until a new one is written."""
+    save(tmp_path, 2, 4)
+    os.rename(tmp_path / "step-0000004", tmp_path / "step-0000004.replaced")
+    assert newest(tmp_path)[0] == "step-0000004.replaced"
+    save(tmp_path, 6, keep=2)
+    assert names(tmp_path) == ["step-0000004.replaced", "step-0000006"]
+    save(tmp_path, 8, keep=2)
+    assert names(tmp_path) == ["step-0000006", "step-0000008"]
+
+
+def test_a_replaced_one_goes_with_the_next_save_of_its_step(tmp_path: Path) -> None:
+    save(tmp_path, 4)
+    os.rename(tmp_path / "step-0000004", tmp_path / "step-0000004.replaced")
+    save(tmp_path, 4, best_dev=0.5)
+    assert names(tmp_path) == ["step-0000004"]
+    assert newest(tmp_path)[1].best_dev == 0.5
+
+
+def test_an_old_one_that_cannot_be_deleted_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 2)
+
+    def refuse(*names: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("train.checkpoint.os.rename", refuse)
+        rotate(tmp_path, state(4), keep=1)
+        rotate(tmp_path, state(1), keep=1)
+    assert "an old checkpoint stays: [Errno 13] Permission denied" in caplog.text
+    assert names(tmp_path) == ["step-0000002"]
+
+
+def test_what_dead_saves_left_is_removed_at_the_next_start_and_nothing_else(tmp_path: Path) -> None:
+    save(tmp_path, 2)
+    (tmp_path / ".tmp-step-0000004-00ab").mkdir()
+    (tmp_path / ".tmp-step-0000004-00ab" / "rank-00000-of-00001.safetensors").write_bytes(b"half")
+    (tmp_path / "notes").mkdir()
+    assert newest(tmp_path)[0] == "step-0000002"
+    remove_dead_saves(tmp_path)
+    assert names(tmp_path) == ["notes", "step-0000002"]
+
+
+def test_publish_replaces_what_a_save_before_left_aside(tmp_path: Path) -> None:
+    for name, content in (("step-1", "b"), ("step-1.replaced", "a"), (".tmp-x", "c")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "content").write_text(content)
+    publish(tmp_path / ".tmp-x", tmp_path / "step-1")
+    assert [(tmp_path / name / "content").read_text() for name in ("step-1", "step-1.replaced")] == ["c", "b"]
 
 
 FITS: dict[str, Any] = {
-    "engine": "ddp",
+    "engine": "toy",
     "world_size": 1,
     "dataset_id": "sha256:a",
     "batch_size": 6,
     "seed": 0,
     "order": "5eed",
+    "precision": "float32",
 }
 
 
@@ -217,18 +231,21 @@ FITS: dict[str, Any] = {
             {"order": "0dd"},
             r"under another global order: the \[order\] section, data\.weights or .*; set them back, or",
         ),
-        ({"engine": "zero2"}, "was written with engine ddp, this run has zero2"),
     ],
 )
 def test_what_would_not_be_the_same_run_is_refused(change: dict[str, Any], message: str) -> None:
-    check_fits(STATE, **FITS)
+    check_fits(state(4), **FITS)
     with pytest.raises(UserError, match=message):
-        check_fits(STATE, **{**FITS, **change})
+        check_fits(state(4), **{**FITS, **change})
 
 
-def test_another_number_of_ranks_is_refused_for_sharded_state_alone() -> None:
-    check_fits(STATE, **{**FITS, "world_size": 4})
-    sharded = replace(STATE, engine="zero1", world_size=2)
-    check_fits(sharded, **{**FITS, "engine": "zero1", "world_size": 2})
-    with pytest.raises(UserError, match="state is for 2 ranks, this run has 4; resume with --ranks 2"):
-        check_fits(sharded, **{**FITS, "engine": "zero1", "world_size": 4})
+def test_another_engine_or_number_of_ranks_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "train.checkpoint"):
+        check_fits(state(4), **FITS)
+        assert not caplog.records
+        sharded = replace(state(4), engine="zero2", world_size=4, precision="bfloat16")
+        check_fits(sharded, **{**FITS, "engine": "fsdp"})
+    assert [record.message for record in caplog.records] == [
+        "resuming with engine zero2 -> fsdp, ranks 4 -> 1, precision bfloat16 -> float32: the order of samples stays,"
+        " sums are rounded differently from here"
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -82,6 +83,10 @@ def test_every_verb_has_help(capsys: Capture, name: str) -> None:
     out, err = capsys.readouterr()
     assert f"usage: dipole {name}" in out
     assert len(out.splitlines()) > 5
+    assert "\n  --json " in out
+    module, kind, _ = cli._VERBS[name]
+    takes_overrides = hasattr(getattr(importlib.import_module(module), kind), "run_with")
+    assert ("\n  --section.key=value " in out) == takes_overrides
     assert err == ""
 
 

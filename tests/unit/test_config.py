@@ -51,7 +51,7 @@ def test_the_file_takes_the_place_of_defaults_and_overrides_that_of_the_file(tom
     [
         ("--batch.batch_size=64", {"batch": {"batch_size": 64}}),
         ("--batch.batch-size=64", {"batch": {"batch_size": 64}}),
-        ("--train.gradient_cache=False", {"train": {"gradient_cache": False}}),
+        ("--train.gradient_cache=off", {"train": {"gradient_cache": "off"}}),
         ("--optimizer.learning_rate=5e-5", {"optimizer": {"learning_rate": 5e-5}}),
         ("--encoder.query_prompt=", {"encoder": {"query_prompt": ""}}),
         ("--encoder.query_prompt=a = b --c.d=e", {"encoder": {"query_prompt": "a = b --c.d=e"}}),
@@ -110,12 +110,26 @@ def test_a_mistake_on_the_command_line_says_what_to_change(tmp_path: Path, overr
         ("[run.seed]\na = 1", r"--run\.seed: "),
         (
             '[engine]\nkind = "zero9"',
-            r"'zero9' for .*--engine\.kind.* one of \('ddp', 'zero1', 'zero2'\)",
+            r"'zero9' for .*--engine\.kind.* one of \('ddp', 'fsdp2', 'zero1', 'zero2', 'zero3'\)",
         ),
         (
             "[train]\ngradient_cache = 3",
-            r"'3' for .*gradient-cache.* one of \('True', 'False'\)",
+            r"'3' for .*gradient-cache.* one of \('auto', 'on', 'off'\)",
         ),
+        (
+            "[engine]\noffload = true",
+            r"engine\.offload is DeepSpeed's, engine\.kind is ddp; set kind to zero2 or zero3$",
+        ),
+        (
+            '[engine]\nkind = "zero3"\ncompile = true',
+            r"engine\.compile does not go with zero3; set kind to ddp or fsdp2",
+        ),
+        (
+            "[batch]\nbatch_size = 6\naccumulation = 4",
+            r"batch_size 6 does not divide into batch\.accumulation = 4 parts$",
+        ),
+        ("[train]\nactivations_gib = -1", r"train\.activations_gib must be 0 or more, came -1\.0$"),
+        ("[optimizer]\nbeta2 = 1.0", r"optimizer\.beta2 must be at least 0 and below 1, came 1\.0$"),
         ("[loss]\ntemperature = 0", r"loss\.temperature must be positive, came 0\.0$"),
         ("[batch]\nbatch_size = 0", r"batch\.batch_size must be at least 1, came 0$"),
         ("[refresh]\nevery_steps = 3", r"first_step is 0, which turns mining off; set first_step$"),

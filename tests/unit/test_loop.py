@@ -24,11 +24,13 @@ from launch.config import load_config, to_toml
 from launch.runs import load_job, prepare_run
 from tests.unit.tiny import TEXTS, pair, passage, write_corpus, write_pairs
 from train import loop
-from train.engine import _DdpEngine
-from train.loop import TrainingDivergedError, train
+from train.health import TrainingDivergedError
+from train.lineage import read_lineage
+from train.loop import train
 from train.refresh import failed_path, request_path
 from train.run_folder import RunFolder
 from train.stops import EXIT_STOPPED, StopFlag
+from train.torch_engine import TorchEngine
 from train.tracker import read_metrics
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -164,8 +166,13 @@ def test_what_a_whole_run_leaves(uninterrupted: RunFolder) -> None:
     assert values(run, "step", "negatives_version") == [0, 0, 1, 1, 1, 1]
     assert values(run, "step", "negatives_age_steps") == [0, 0, 0, 1, 2, 3]
     assert read_json(run.done) == {"steps": 6, "world_size": 1}
-    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-0000005", "step-0000006"]
-    assert sorted(path.name for path in run.initial.parent.iterdir()) == ["final", "initial", "step-0000002"]
+    best = read_json(run.best_pointer)
+    assert best["ndcg@10"] == max(values(run, "dev", "ndcg@10")[1:])
+    kept = {f"step-{step:07d}" for step in (5, 6, best["step"])}
+    assert {path.name for path in run.checkpoints.iterdir()} == kept
+    snapshots = sorted(path.name for path in run.initial.parent.iterdir())
+    assert snapshots == [best["snapshot"], "final", "initial", "step-0000002"]
+    assert [row["path"] for row in read_lineage(run.root)][-1] == "snapshots/final"
     assert read_json(request_path(run, 1))["to_step"] == 6
 
 
@@ -190,7 +197,7 @@ def test_resume_is_exact_after_a_kill_that_cut_a_line_and_a_checkpoint(
     with monkeypatch.context() as patch:
         stop_after(patch, run, 4)
         train(load_job(run))
-    (run.checkpoints / "step-0000004" / "optimizer.pt").write_bytes(b"half")
+    (run.checkpoints / "step-0000004" / "rank-00000-of-00001.safetensors").write_bytes(b"half")
     with open(run.metrics, "a") as file:
         file.write('{"event": "step", "st')
     assert train(load_job(run)) == 0
@@ -211,10 +218,10 @@ def test_what_is_no_number_ends_the_run_and_no_later_checkpoint_is_written(
     if name == "loss":
         monkeypatch.setattr(loop, "learning_rate", lambda config, step, total: nan if step == 1 else 1e-3)
     else:
-        step = _DdpEngine.step
+        step = TorchEngine.step
         norms = iter([1.0, 1.0, nan])
-        monkeypatch.setattr(_DdpEngine, "step", lambda self, rate: step(self, rate) * 0 + next(norms))
-    message = rf"^the {name} of step 2 is nan; the newest checkpoint is from before it\. Lower optimizer\.learning"
+        monkeypatch.setattr(TorchEngine, "step", lambda self, rate: step(self, rate) * 0 + next(norms))
+    message = rf"^the {name} of step 2 is nan; the newest checkpoint from before it is step-0000002\. Lower optimizer"
     with pytest.raises(TrainingDivergedError, match=message):
         train(load_job(run))
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-0000001", "step-0000002"]
@@ -271,3 +278,67 @@ def test_another_order_is_not_resumed(run: RunFolder, monkeypatch: pytest.Monkey
     job = load_job(run)
     with pytest.raises(UserError, match="the checkpoint was written under another global order"):
         train(replace(job, order=replace(job.order, lanes=1)))
+
+
+OPTIONS = {
+    "learned temperature": ["--loss.learn_temperature=true"],
+    "averaged weights": ["--optimizer.ema_decay=0.9"],
+    "gradient cache": ["--train.gradient_cache=on"],
+    "accumulation": ["--batch.accumulation=2"],
+    "adapters": ["--lora.rank=2"],
+    "base model": ["--loss.base_weight=0.5"],
+    "Matryoshka": ["--loss.matryoshka_dims=[4,8]"],
+    "checkpoints in line": ["--train.asynchronous_checkpoints=false"],
+}
+
+
+def configured(run: RunFolder, overrides: list[str]) -> RunFolder:
+    run.config.write_text(to_toml(load_config(run.config, overrides)))
+    return run
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_resume_is_exact_with(
+    option: str, run: RunFolder, tmp_path: Path, uninterrupted: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured(run, OPTIONS[option])
+    shutil.copytree(run.root, tmp_path / "whole")
+    whole = RunFolder(tmp_path / "whole")
+    assert train(load_job(whole)) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, run, 4)
+        assert train(load_job(run)) == EXIT_STOPPED
+    assert train(load_job(run)) == 0
+    assert_same(run, whole)
+    changes_nothing = option in ("gradient cache", "checkpoints in line")
+    same_losses = values(run, "step", "loss") == values(uninterrupted, "step", "loss")
+    assert same_losses == (changes_nothing or option == "averaged weights"), "the option should do what it says"
+
+
+def test_a_run_ends_early_without_a_gain_and_points_to_its_best_snapshot(run: RunFolder) -> None:
+    rate = "--optimizer.learning_rate=1e-12"  # nothing is learnt, so the first evaluation stays the best
+    configured(run, [rate, "--dev.every_steps=1", "--dev.stop_after_evals=2", "--refresh.first_step=0"])
+    assert train(load_job(run)) == 0
+    assert read_json(run.done) == {"steps": 2, "world_size": 1}
+    assert [step for event, step in events(run) if event == "dev"] == [0, 1, 2]
+    assert run.final.exists()
+
+
+def test_a_loss_far_above_its_start_ends_the_run(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From step 10 on it climbs: the rate is negative."""
+    monkeypatch.setattr(loop, "learning_rate", lambda config, step, total: -0.01 if step >= 10 else 1e-6)
+    configured(run, ["--health.spike_factor=1.5", "--refresh.first_step=0", "--train.steps=60"])
+    with pytest.raises(TrainingDivergedError, match=r"above health\.spike_factor = 1\.5 times"):
+        train(load_job(run))
+    assert read_json(run.failure)["exit_code"] == 76
+
+
+def test_no_whole_checkpoint_is_no_reason_to_begin_anew(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, run, 2)
+        train(load_job(run))
+    for folder in run.checkpoints.iterdir():
+        (folder / "state.json").write_text("{}")
+    with pytest.raises(UserError, match="none of the checkpoints in .* is whole .*step-0000002"):
+        train(load_job(run))
+    assert len(read_metrics(run.metrics)) > 2, "the log of the run that was lost stays"

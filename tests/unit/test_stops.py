@@ -15,9 +15,12 @@ import psutil
 import pytest
 import torch
 
-from train.stops import EXIT_STOPPED, StopFlag, hold
+from data_shards.errors import UserError
+from train import exit_codes, stops
+from train.stops import EXIT_DIVERGED, EXIT_STOPPED, EXIT_STUCK, StopConfig, StopFlag, hold
 
 ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
 NUMBERS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 
 
@@ -33,14 +36,59 @@ def _handlers_come_back() -> Iterator[None]:
 def test_a_signal_sets_the_flag_and_nothing_dies(number: signal.Signals) -> None:
     flag = StopFlag()
     assert not flag.asked_here()
-    assert not flag.asked_anywhere(torch.device("cpu"))
+    assert not flag.asked_anywhere(CPU)
     os.kill(os.getpid(), number)
     assert flag.asked_here()
-    assert flag.asked_anywhere(torch.device("cpu"))
+    assert flag.asked_anywhere(CPU)
 
 
-def test_the_exit_code_says_try_again() -> None:
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda number: number.name)
+def test_the_reason_is_the_first_signal(number: signal.Signals) -> None:
+    flag = StopFlag()
+    assert flag.reason(CPU) == "asked"
+    os.kill(os.getpid(), number)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert flag.reason(CPU) == f"signal {number.name}"
+
+
+def test_the_time_limit_counts_from_the_start_of_the_process() -> None:
+    running_s = time.time() - psutil.Process().create_time()
+    over = StopFlag(StopConfig(time_limit_s=running_s + 4.9, margin_s=5))
+    assert over.asked_here()
+    assert over.reason(CPU) == "time limit"
+    soon = StopFlag(StopConfig(time_limit_s=running_s + 5.5, margin_s=5))
+    assert not soon.asked_here()
+    time.sleep(0.6)
+    assert soon.asked_here()
+    assert not StopFlag(StopConfig(time_limit_s=running_s + 3600)).asked_here()
+
+
+def test_without_a_limit_time_is_never_over() -> None:
+    assert not StopFlag().asked_here()
+    assert not StopFlag(StopConfig(margin_s=0)).asked_here()
+
+
+def test_other_ranks_do_not_look_at_their_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    flag = StopFlag(StopConfig(time_limit_s=2, margin_s=1))
+    assert flag.asked_here()
+    monkeypatch.setattr(stops, "rank", lambda: 1)
+    assert not flag.asked_here()
+
+
+def test_a_limit_below_its_margin_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"time_limit_s = 60 leaves no time beside stop\.margin_s = 120; raise the one"
+    ):
+        StopConfig(time_limit_s=60)
+    with pytest.raises(UserError, match=r"stop\.time_limit_s and stop\.margin_s must be 0 or more"):
+        StopConfig(time_limit_s=-1)
+
+
+def test_the_exit_codes_say_try_again_or_look_first() -> None:
     assert EXIT_STOPPED == os.EX_TEMPFAIL == 75
+    codes = {"EXIT_STOPPED": EXIT_STOPPED, "EXIT_DIVERGED": EXIT_DIVERGED, "EXIT_STUCK": EXIT_STUCK}
+    for name, code in codes.items():
+        assert f"{code}    `{name}`" in (exit_codes.__doc__ or ""), "the table is where people look"
 
 
 def test_a_rank_gets_sigterm_when_its_parent_is_killed() -> None:

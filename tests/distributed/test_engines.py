@@ -1,0 +1,261 @@
+"""What engines promise beside exact gradients: one reduction a step, loss scale, averaged weights, evaluation."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.tensor import DTensor
+
+from data_shards.errors import UserError
+from tests.distributed import toy
+from tests.distributed.ranks import run_ranks
+from tests.distributed.trainings import Training, assert_same, copied, forget_engine, load, save, start
+from train import memory
+from train.collectives import rank, world_size
+from train.engine import EngineConfig, start_process_group
+from train.grad_cache import train_step
+
+pytestmark = pytest.mark.distributed
+TORCH, ZERO = ["ddp", "fsdp2"], ["zero1", "zero2", "zero3"]
+
+
+# --- one pass over the wire --------------------------------------------------------------------------------------
+
+
+def _reductions(snapshot: Path) -> tuple[int, int, list[int]]:
+    """Return chunks, trained values, and how many of these a cached and a plain step reduced, bucket by bucket."""
+    training = start(snapshot, "ddp")
+    reduced: list[int] = []
+
+    # A function with annotations would have to name torch's own types, and not as strings.
+    hook = lambda group, bucket: (reduced.append(bucket.buffer().numel()), allreduce_hook(group, bucket))[1]  # noqa: E731
+    training.engine._wrapped.module.register_comm_hook(None, hook)  # type: ignore[attr-defined]
+    chunks = len(toy.part(training.model, rank(), world_size()).passages.chunks)
+    totals = []
+    for number, cached in enumerate((True, False, True)):
+        training.step(number, cached=cached)
+        totals.append(sum(reduced))
+        reduced.clear()
+    return chunks, sum(value.numel() for value in training.model.parameters()), totals
+
+
+def test_gradients_go_over_the_wire_once_a_step(tmp_path: Path) -> None:
+    snapshot = toy.save_encoder(tmp_path / "snapshot")
+    for chunks, values, totals in run_ranks(_reductions, 2, tmp_path, snapshot):
+        assert chunks > 2
+        assert totals == [values] * 3
+
+
+# --- the cache changes nothing -----------------------------------------------------------------------------------
+
+
+def _both_ways(snapshots: list[Path]) -> list[tuple[bool, bool, int]]:
+    """For float64 and float32: whether loss and gradients are the same bits with the cache and without."""
+    same = []
+    for snapshot in snapshots:
+        for wide in (True, False):
+            found = []
+            for cached in (True, False):
+                training = start(snapshot, "ddp")
+                training.model.double() if wide else None
+                batch = toy.part(training.model, rank(), world_size())
+                (output,) = train_step(training.engine, [batch], training.objective, seed=5, keep_graphs=not cached)
+                found.append((output.loss, [value.grad for value in training.model.parameters()]))
+            (loss, gradients), (plain_loss, plain) = found
+            equal = [torch.equal(one, other) for one, other in zip(gradients, plain, strict=True)]
+            same.append((torch.equal(loss, plain_loss), all(equal), len(equal)))
+    return same
+
+
+def test_the_cached_step_is_the_plain_one_bit_by_bit(tmp_path: Path) -> None:
+    """With dropout as well: the second pass draws what the first drew."""
+    snapshots = [toy.save_encoder(tmp_path / str(dropout), dropout=dropout) for dropout in (0.0, 0.3)]
+    for results in run_ranks(_both_ways, 2, tmp_path, snapshots):
+        assert [result[:2] for result in results] == [(True, True)] * 4
+        assert all(count > 20 for _, _, count in results)
+
+
+# --- float16 -----------------------------------------------------------------------------------------------------
+
+
+def _halves(snapshot: Path, root: Path, kinds: list[str]) -> dict[str, tuple[Any, ...]]:
+    """Take twelve steps, and once more the last nine, from a checkpoint in the midst of overflows."""
+    seen = {}
+    for kind in kinds:
+        training = start(snapshot, kind, "float16")
+        before, steps, after_three = copied(training.engine.weights()), [], {}
+        for number in range(12):
+            steps.append((*training.step(number), training.engine.extra()))
+            if number == 2:
+                save(training.engine, root / kind, 3)
+                after_three = copied(training.engine.weights())
+        again = start(snapshot, kind, "float16", moved=True)
+        load(again.engine, root / kind, 3)
+        resumed = [(*again.step(number), again.engine.extra()) for number in range(3, 12)]
+        weights = copied(training.engine.weights()), copied(again.engine.weights())
+        seen[kind] = steps, resumed, (before, after_three), weights
+    return seen
+
+
+def _a_scale_that_is_too_high_comes_down(tmp_path: Path, kinds: list[str]) -> None:
+    """With the steps that overflow nothing changes; then training goes on, after a resume as well."""
+    snapshot = toy.save_encoder(tmp_path / "snapshot", projection=6)
+    for place, results in enumerate(run_ranks(_halves, 2, tmp_path, snapshot, tmp_path / "checkpoints", kinds)):
+        for kind, (steps, resumed, (before, after_three), (weights, again)) in results.items():
+            scales = [next(iter(extra["loss_scale"].values())) for _, _, extra in steps]
+            done = [extra["optimizer_steps"] for _, _, extra in steps]
+            finite = [math.isfinite(norm) for _, norm, _ in steps]
+            assert finite[0] is False, kind
+            assert scales[-1] < scales[0] <= 2**16, kind
+            assert done == [sum(finite[: k + 1]) for k in range(12)], kind
+            assert done[-1] > 1, kind
+            assert all(math.isfinite(loss) for loss, _, _ in steps), kind
+            assert steps[-1][0] < steps[0][0], kind
+            # NaN is no equal of itself.
+            assert str(resumed) == str(steps[3:]), kind
+            if place == 0:
+                assert_same(again, weights, kind)
+            if place == 0 and done[2] == 0:
+                assert_same(after_three, before, kind)
+
+
+def test_overflows_of_float16_are_skipped_under_ddp_and_fsdp2(tmp_path: Path) -> None:
+    _a_scale_that_is_too_high_comes_down(tmp_path, TORCH)
+
+
+@pytest.mark.deepspeed
+def test_overflows_of_float16_are_skipped_under_deepspeed(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="needs the deepspeed extra")
+    _a_scale_that_is_too_high_comes_down(tmp_path, ZERO)
+
+
+# --- averaged weights --------------------------------------------------------------------------------------------
+
+
+def _whole(training: Training) -> dict[str, Tensor]:
+    """Return the parameters as the next forward pass would see them."""
+    return {
+        name: (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
+        for name, value in training.model.named_parameters()
+    }
+
+
+def _averages(snapshot: Path, root: Path) -> list[str]:
+    """Compare with a run that keeps no average, and with the average's definition; return the engines that held."""
+    for kind in TORCH:
+        bare, averaged = start(snapshot, kind), start(snapshot, kind, ema_decay=0.75)
+        wanted = _whole(bare)
+        for number in range(3):
+            assert bare.step(number) == averaged.step(number), "training knows nothing of the average"
+            trained = _whole(bare)
+            wanted = {name: 0.75 * value + 0.25 * trained[name] for name, value in wanted.items()}
+        with averaged.engine.evaluation():
+            _assert_near(_whole(averaged), wanted, kind)
+        assert_same(_whole(averaged), trained, kind)
+        shown = copied(averaged.engine.weights())
+        if rank() == 0:
+            _assert_near(shown, wanted, kind)
+        assert_same(_whole(averaged), trained, kind)
+        save(averaged.engine, root / kind, 3)
+        resumed = start(snapshot, kind, moved=True, ema_decay=0.75)
+        load(resumed.engine, root / kind, 3)
+        assert_same(copied(resumed.engine.weights()), shown, kind)
+        assert resumed.step(3) == averaged.step(3)
+        assert_same(copied(resumed.engine.weights()), copied(averaged.engine.weights()), kind)
+        save(bare.engine, root / f"{kind}-bare", 3)
+        late = start(snapshot, kind, moved=True, ema_decay=0.75)
+        load(late.engine, root / f"{kind}-bare", 3)
+        assert_same(copied(late.engine.weights()), copied(bare.engine.weights()), "begins with what is trained")
+    return TORCH
+
+
+def _assert_near(found: dict[str, Tensor], wanted: dict[str, Tensor], what: str) -> None:
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert torch.allclose(found[name], value, rtol=0, atol=1e-6), (what, name)
+
+
+def test_averaged_weights_are_shown_and_trained_ones_go_on(tmp_path: Path) -> None:
+    snapshot = toy.save_encoder(tmp_path / "snapshot")
+    assert run_ranks(_averages, 2, tmp_path, snapshot, tmp_path / "checkpoints") == [TORCH] * 2
+
+
+# --- evaluation, and the measuring of memory ---------------------------------------------------------------------
+
+
+def _looked_at(snapshot: Path, kinds: list[str]) -> list[str]:
+    """Between steps evaluate and measure memory; the run is that of an engine that is left alone."""
+    for kind in kinds:
+        alone, watched = start(snapshot, kind), start(snapshot, kind)
+        for number in range(2):
+            _evaluate(watched, kind)
+            _measure(watched, kind)
+            assert alone.step(number) == watched.step(number), kind
+        assert_same(copied(watched.engine.weights()), copied(alone.engine.weights()), kind)
+    return kinds
+
+
+def _evaluate(training: Training, kind: str) -> None:
+    chunk = toy.part(training.model, rank(), world_size()).queries.chunks[0]
+    with training.engine.evaluation():
+        with training.engine.evaluation():
+            twice = [training.engine.forward(chunk.input_ids, chunk.attention_mask, "query") for _ in range(2)]
+        assert not any(module.training for module in training.model.modules()), (kind, "as it was: evaluating")
+        assert torch.equal(*twice), (kind, "there is dropout")
+        assert not twice[0].requires_grad, kind
+    assert all(module.training for module in training.model.modules()), kind
+
+
+def _measure(training: Training, kind: str) -> None:
+    batches = [toy.part(training.model, rank(), world_size())]
+    assert memory.graphs_fit(training.engine, batches, budget_gib=100), kind
+    assert not memory.graphs_fit(training.engine, batches, budget_gib=1e-7), kind
+    free, memory._free_bytes = memory._free_bytes, lambda device: 1.0 if rank() == 1 else 1e18
+    try:
+        assert not memory.graphs_fit(training.engine, batches, budget_gib=0), (kind, "the other rank lacks memory")
+    finally:
+        memory._free_bytes = free
+
+
+def test_looking_changes_nothing_under_ddp_and_fsdp2(tmp_path: Path) -> None:
+    snapshot = toy.save_encoder(tmp_path / "snapshot", dropout=0.3)
+    assert run_ranks(_looked_at, 2, tmp_path, snapshot, TORCH) == [TORCH] * 2
+
+
+@pytest.mark.deepspeed
+def test_looking_changes_nothing_under_deepspeed(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="needs the deepspeed extra")
+    snapshot = toy.save_encoder(tmp_path / "snapshot", dropout=0.3)
+    assert run_ranks(_looked_at, 2, tmp_path, snapshot, ZERO) == [ZERO] * 2
+
+
+# --- what Accelerate makes of it ---------------------------------------------------------------------------------
+
+
+def _misled() -> list[str]:
+    said = []
+    for kind, name in (("zero2", "ACCELERATE_USE_CPU"), ("ddp", "ACCELERATE_USE_DEEPSPEED")):
+        forget_engine()
+        os.environ[name] = "true"
+        try:
+            accelerator = start_process_group(EngineConfig(kind=kind))  # type: ignore[arg-type]
+            said.append(f"{accelerator.distributed_type.value} on {accelerator.num_processes}")
+        except UserError as error:
+            said.append(str(error))
+        del os.environ[name]
+    return said
+
+
+@pytest.mark.deepspeed
+def test_what_the_environment_asks_of_accelerate_is_refused_or_has_no_effect(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="needs the deepspeed extra")
+    for on_cpu, with_deepspeed in run_ranks(_misled, 2, tmp_path):
+        assert on_cpu.startswith("engine zero2 on 2 ranks was asked, Accelerate set up MULTI_CPU on 2; start with ")
+        assert with_deepspeed == "MULTI_CPU on 2"

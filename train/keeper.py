@@ -1,0 +1,129 @@
+"""Everything of a run that outlives its process: checkpoints, snapshots, and where they came from."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+from data_shards.atomic import write_json
+from data_shards.errors import UserError
+from encoder.model import Encoder
+from encoder.snapshot import save_snapshot, snapshot_hash
+from train.checkpoint import TrainState, check_fits, folder_of, newest_checkpoint
+from train.checkpoint_saver import CheckpointSaver
+from train.collectives import rank
+from train.engine import Engine
+from train.job import TrainJob
+from train.objective import Objective
+from train.state_files import StateReader
+
+_log = logging.getLogger(__name__)
+
+
+class Keeper:
+    """Saves and loads; every rank calls its methods together."""
+
+    def __init__(
+        self,
+        job: TrainJob,
+        engine: Engine,
+        encoder: Encoder,
+        objective: Objective | None,
+        *,
+        root: Path | None = None,
+    ) -> None:
+        """Clear up what dead saves left.
+
+        Args:
+            job: what this rank is told.
+            engine: whose state is kept.
+            encoder: of the snapshots.
+            objective: where it learns, its state is kept too.
+            root: the folder of checkpoints; by default the run's.
+        """
+        self._root = root or job.run.checkpoints
+        self._run, self._engine, self._encoder, self._objective = job.run, engine, encoder, objective
+        self._saver = CheckpointSaver(
+            self._root,
+            keep=job.train.keep_checkpoints,
+            device=engine.device,
+            asynchronous=job.train.asynchronous_checkpoints,
+            timeout_s=job.engine.timeout_s,
+        )
+
+    def resume(self, fresh: TrainState) -> TrainState:
+        """Load the newest whole checkpoint, or begin with `fresh`, which says what this run is.
+
+        Raises:
+            UserError: the checkpoint is of another run.
+        """
+        found = newest_checkpoint(self._root, self._engine.device)
+        if found is None:
+            if damaged := sorted(path.name for path in self._root.glob("step-*")):
+                raise UserError(
+                    f"none of the checkpoints in {self._root} is whole ({', '.join(damaged)}; the log "
+                    "says why); copy one back, or start a new run with another run.out"
+                )
+            return fresh
+        path, state = found
+        check_fits(
+            state,
+            engine=fresh.engine,
+            world_size=fresh.world_size,
+            dataset_id=fresh.dataset_id,
+            batch_size=fresh.batch_size,
+            seed=fresh.seed,
+            order=fresh.order,
+            precision=fresh.precision,
+        )
+        reader = StateReader(path)
+        reader.check_shapes(self._engine.shapes())
+        self._engine.load(reader, reader.extra["engine"])
+        if self._objective is not None:
+            self._objective.load(reader.extra["objective"])
+        _log.info("resumed from %s", path.name)
+        return state.taken_up_by(fresh)
+
+    def checkpoint(self, state: TrainState) -> None:
+        """Begin to write a checkpoint; one of the same step that is there already stays."""
+        if folder_of(self._root, state.step).exists():
+            return
+        extra = {"engine": self._engine.extra()}
+        if self._objective is not None:
+            extra["objective"] = self._objective.state()
+        self._saver.save(self._engine.pieces(), self._engine.shapes(), state, extra)
+
+    def poll(self) -> None:
+        """Raise what has become of the checkpoint under way, if it failed on this rank."""
+        self._saver.poll()
+
+    def wait(self) -> None:
+        """Wait until the checkpoint under way is there."""
+        self._saver.wait()
+
+    def close(self) -> None:
+        """Let the checkpoint under way end, or give it up; no collective."""
+        self._saver.close()
+
+    def snapshot(self, path: Path, step: int) -> str:
+        """Write the encoder, unless it is there: the first rank writes, every rank gives its part.
+
+        Returns:
+            On the first rank, the snapshot's hash.
+        """
+        weights = self._engine.weights()
+        if rank() != 0:
+            return ""
+        if not path.exists():
+            return save_snapshot(self._encoder, path, step=step, weights=weights)
+        return snapshot_hash(path)
+
+    def best(self, step: int, values: dict[str, float]) -> None:
+        """Point to the best snapshot so far, then let go of the one before."""
+        path = self._run.best(step)
+        if rank() == 0:
+            write_json(self._run.best_pointer, {"snapshot": path.name, "step": step, **values})
+            for older in path.parent.glob("best-*"):
+                if older != path:
+                    shutil.rmtree(older, ignore_errors=True)

@@ -1,0 +1,48 @@
+"""A rank's work under its watchdog: what training and adapting have in common from beginning to end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Protocol
+
+from train.first_cause import leave_error
+from train.job import TrainJob
+from train.watchdog import Watchdog
+
+
+class Work(Protocol):
+    """A stage of a run on one rank."""
+
+    def run(self) -> int:
+        """Go to the end, or to where it is asked to stop; return the exit code."""
+
+    def close(self, exit_code: int, why: str) -> None:
+        """Let what runs beside it come to its end; `why` is one line where it failed."""
+
+
+def run_watched(job: TrainJob, begin: Callable[[TrainJob, Watchdog], Work]) -> int:
+    """Begin a stage, run it, and close it whatever happens; return its exit code."""
+    config = job.watchdog.within(job.engine.timeout_s)
+    watchdog = Watchdog(job.run, config, rank=launched("RANK", 0), world=launched("WORLD_SIZE", 1))
+    watchdog.start()
+    work = None
+    exit_code, why = 1, ""
+    try:
+        work = begin(job, watchdog)
+        exit_code = work.run()
+    except BaseException as error:
+        # At once: closing takes time, and the echo of this on another rank must not be told first.
+        exit_code = leave_error(job.run, error, rank=launched("RANK", 0), world=launched("WORLD_SIZE", 1))
+        why = str(error)
+        raise
+    finally:
+        if work is not None:
+            work.close(exit_code, why)
+        watchdog.close()
+    return exit_code
+
+
+def launched(name: str, default: int) -> int:
+    """Return what torchrun told this process, before there is a process group to ask."""
+    return int(os.environ.get(name, default))
