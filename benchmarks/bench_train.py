@@ -14,7 +14,7 @@ import argparse
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +27,9 @@ from sentence_transformers.sentence_transformer.losses import (
 from transformers import logging
 
 from benchmarks.side_by_side import Measured, in_turn, ratios, show
-from data_shards.beir import BeirFolder
-from data_shards.docstrings import write_docstring_data
+from benchmarks.train_sides import RATE, Ours, random_model, shards_of
 from data_shards.reader import PairDataset
-from data_shards.samples import Pair
-from data_shards.writer import ShardWriter
-from encoder.model import EncoderSettings, ScratchConfig, scratch_encoder
-from encoder.snapshot import load_encoder, save_snapshot
-from train.batches import BatchConfig, BatchLoader, StepBatch
-from train.engine import EngineConfig, start_engine
-from train.grad_cache import train_step
-from train.objective import LossConfig, Objective
-from train.schedule import OptimizerConfig
 
-_RATE = 1e-4
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -49,8 +38,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     with tempfile.TemporaryDirectory() as folder:
-        data = _data(options.data, options.split, Path(folder))
-        snapshot = _model(options, data, Path(folder))
+        data = shards_of(options.data, options.split, Path(folder))
+        snapshot = Path(options.model) if options.model else _random_model(options, data, Path(folder))
         sides = _sides(options, data, snapshot, device)
         measured = in_turn(sides, options.rounds)
     _report(options, len(data), measured)
@@ -72,46 +61,26 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=4, help="a round of one side")
+    parser.add_argument("--steps", type=int, default=8, help="a round of one side")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
 
-def _data(beir: Path | None, split: str, folder: Path) -> PairDataset:
-    """Write the pairs of a split as shards; both sides read the same pairs in the same batches."""
-    if beir is None:
-        return PairDataset(write_docstring_data(folder / "docstrings").train)
-    source = BeirFolder(beir)
-    passages = {passage.id: passage for passage in source.corpus()}
-    queries = source.queries()
-    with ShardWriter(folder / "pairs", "pairs") as writer:
-        for name, judged in source.qrels(split).items():
-            positives = tuple(passages[passage] for passage, grade in judged.items() if grade > 0)
-            if positives:
-                writer.add(Pair(query_id=name, query=queries[name], positives=positives[:1]))
-    return PairDataset(folder / "pairs")
-
-
-def _model(options: argparse.Namespace, data: PairDataset, folder: Path) -> Path:
-    if options.model:
-        return Path(options.model)
-    texts = [text for pair in data for text in (pair.query, pair.positives[0].content)]
-    scratch = ScratchConfig(
+def _random_model(options: argparse.Namespace, data: PairDataset, folder: Path) -> Path:
+    return random_model(
+        data,
+        folder,
         layers=options.layers,
         width=options.width,
-        heads=max(2, options.width // 64),
-        vocab_size=options.vocabulary,
+        vocabulary=options.vocabulary,
+        max_tokens=options.max_tokens,
     )
-    encoder = scratch_encoder(scratch, EncoderSettings(max_tokens=options.max_tokens), texts, seed=0)
-    save_snapshot(encoder, folder / "model")
-    return folder / "model"
 
 
 def _sides(
     options: argparse.Namespace, data: PairDataset, snapshot: Path, device: torch.device
 ) -> dict[str, Callable[[], float]]:
-    ours = _ours(options, data, snapshot)
     theirs = {
         "sentence-transformers, plain": lambda model: MultipleNegativesRankingLoss(model),
         f"sentence-transformers, cached, mini-batch {options.mini_batch}": lambda model: (
@@ -121,42 +90,24 @@ def _sides(
             model, mini_batch_size=options.batch, mini_batch_num_tokens=options.tokens_per_chunk
         ),
     }
-    sides = {"ours, plain": ours(True), "ours, cached": ours(False)}
+    sides = {
+        "ours, plain": _ours(options, data, snapshot, True),
+        "ours, cached": _ours(options, data, snapshot, False),
+    }
     logging.set_verbosity_error()
     return sides | {name: _theirs(options, data, snapshot, device, make) for name, make in theirs.items()}
 
 
-def _ours(options: argparse.Namespace, data: PairDataset, snapshot: Path) -> Callable[[bool], Callable[[], float]]:
-    """Return what makes a side of the trainer's own parts: loader with its thread, step, engine, optimiser."""
-
-    def side(keep_graphs: bool) -> Callable[[], float]:
-        encoder = load_encoder(snapshot).train()
-        config = EngineConfig(precision=options.precision, attention=options.attention)
-        engine = start_engine(encoder, config, OptimizerConfig(learning_rate=_RATE, max_grad_norm=0.0))
-        objective = Objective(LossConfig(temperature=0.05), device=engine.device)
-        batches = BatchConfig(
-            batch_size=options.batch,
-            query_max_tokens=options.max_tokens,
-            tokens_per_chunk=options.tokens_per_chunk,
-            chunk_cost_tokens=256,
-        )
-        order = data.order(batch_size=options.batch, seed=0)
-        shaped = batches.on(engine.device, options.precision)
-        loader = BatchLoader(dataset=data, order=order, encoder=encoder, config=shaped, rank=0, world=1)
-        steps = itertools.count(0, options.steps)
-
-        def one_round() -> float:
-            first = next(steps)
-            return _rate(options, lambda: _train(loader.steps(first, first + options.steps, None)))
-
-        def _train(ready: Iterator[list[StepBatch]]) -> None:
-            for parts in ready:
-                train_step(engine, parts, objective, seed=0, keep_graphs=keep_graphs)
-                engine.step(_RATE)
-
-        return one_round
-
-    return side
+def _ours(options: argparse.Namespace, data: PairDataset, snapshot: Path, keep_graphs: bool) -> Callable[[], float]:
+    trainer = Ours(
+        data,
+        snapshot,
+        batch=options.batch,
+        precision=options.precision,
+        tokens_per_chunk=options.tokens_per_chunk,
+        attention=options.attention,
+    )
+    return lambda: _rate(options, lambda: trainer.train(options.steps, keep_graphs=keep_graphs))
 
 
 def _theirs(
@@ -168,7 +119,7 @@ def _theirs(
 ) -> Callable[[], float]:
     model = SentenceTransformer(str(snapshot), device=str(device)).train()
     loss = make(model)
-    adamw = torch.optim.AdamW(model.parameters(), lr=_RATE, fused=True)
+    adamw = torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)
     order = data.order(batch_size=options.batch, seed=0)
     steps = itertools.count(0)
 
