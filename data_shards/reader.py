@@ -200,6 +200,7 @@ class CorpusDataset:
         self.manifest = dataset.manifest
         self.location = dataset.storage.location
         self.dataset_id = self.manifest.dataset_id
+        self.is_remote = not isinstance(dataset.storage, LocalFolder)
         self._shards = ShardSet([dataset], PASSAGES, quarantine)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -238,6 +239,10 @@ class CorpusDataset:
         samples = tuple(shard.samples for shard in self.manifest.shards)
         source = OrderSource(dataset_id=self.dataset_id, shard_samples=samples)
         return GlobalOrder(sources=[source], batch_size=batch_size, seed=seed, config=config)
+
+    def prefetch(self, ordinals: Int64s) -> None:
+        """Fetch the shards of some ordinals in the background, where they are not on this machine."""
+        self._shards.prefetch(ordinals)
 
 
 def open_dataset(location: Location, cache: CacheConfig | None = None) -> PairDataset | CorpusDataset:

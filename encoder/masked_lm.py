@@ -50,7 +50,7 @@ class MaskedLM(nn.Module):
             input_ids: int64 [B, T], some of them hidden.
             attention_mask: [B, T], 1 for a token.
             place_m: int64, where the hidden tokens stand in the flattened chunk; there may be none.
-            label_m: int64, which tokens they are.
+            label_m: int64, which tokens they are; -100 is not counted.
 
         Returns:
             The sum of their cross-entropies, and how many were guessed right, in float32 at least.

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any, Literal
 
+import psutil
+
 from data_shards.atomic import read_json, write_json
 from data_shards.errors import UserError
 from launch.children import Child
@@ -24,7 +26,7 @@ from launch.failures import TrainingFailedError, failure_of
 from launch.runs import prepare_run, save_config
 from train.exit_codes import EXIT_STUCK
 from train.run_folder import RunFolder
-from train.stops import hold
+from train.stops import BEGAN, hold
 
 _log = logging.getLogger(__name__)
 _GRACE_S = 60.0
@@ -168,6 +170,7 @@ def _start_ranks(run: RunFolder, config: RunConfig, *stage: str) -> Child:
     command += ["--nproc-per-node", str(config.run.ranks), "--shutdown-timeout", str(int(_GRACE_S) - 10)]
     command += ["--module", "launch.train_worker", str(run.root), *stage]
     environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    environment[BEGAN] = str(psutil.Process().create_time())
     if not _has_cuda():
         environment["DS_ACCELERATOR"] = "cpu"
     log = run.logs / f"{'adapt' if stage else 'train'}.log"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
@@ -15,6 +16,7 @@ import tyro
 
 from data_shards.errors import UserError
 from launch.progress import progress_bar
+from train.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
 _LINE_EVERY_S = 10.0
@@ -46,7 +48,7 @@ class Train:
         config = load_config(self.config, [*overrides, *extra])
         with train_progress() as on_event:
             outcome = train_here(config, resume=self.resume, on_event=on_event)
-        skipped = sum(path.read_bytes().count(b"\n") for path in outcome.run.quarantine("any").parent.glob("rank-*"))
+        skipped = _quarantined(outcome.run)
         if skipped:
             _log.warning("%d damaged samples were left out: %s", skipped, outcome.run.quarantine("rank-*"))
         answer: dict[str, Any] = {"run": str(outcome.run.root), "finished": outcome.finished, "steps": outcome.step}
@@ -60,6 +62,12 @@ class Train:
             "stopped after %d steps%s; go on with: dipole train %s --resume", outcome.step, of, outcome.run.config
         )
         return answer | {"exit_code": 75}
+
+
+def _quarantined(run: RunFolder) -> int:
+    """Count the damaged samples; in another epoch another rank may come to the same one."""
+    lines = (line for path in run.quarantine("any").parent.glob("rank-*") for line in path.read_text().splitlines())
+    return len({(row["shard"], row["row"]) for row in map(json.loads, lines)})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,10 +20,8 @@ from data_shards.samples import Pair, Passage, text_hash
 from encoder.model import Encoder
 from train.mfu import squared_lengths
 from train.objective import Labels
-from train.read_ahead import read_ahead
+from train.read_ahead import FETCH_EVERY_STEPS, fetch_ahead, read_ahead
 
-_FETCH_EVERY_STEPS = 32  # how often remote shards that will be needed are asked for
-_FETCH_LOOKS = 8
 _STAND_INS = 32  # places looked at where all of a rank's part is damaged
 _STAND_IN_EPOCHS = 0.37  # how far apart: within an epoch its lanes come to other shards, in the next they are others
 
@@ -50,8 +48,8 @@ class BatchConfig:
     chunk_cost_tokens: int = CHUNK_COST
     """What one more chunk costs, in tokens: the more, the fewer chunks and the more padding."""
     pad_to_multiple_of: int = 0
-    """Chunks are padded to a multiple of this length, so that they come in fewer shapes. In bfloat16 on a CPU each new
-    shape costs ten milliseconds and a megabyte: 0 is 16 there, although that pads more, and 1 elsewhere."""
+    """Chunks are padded to a multiple of this length, so that they come in fewer shapes. In bfloat16 on a CPU each
+    new shape costs ten milliseconds and a megabyte: 0 is 16 there, although that pads more, and 1 elsewhere."""
     rows_multiple_of: int = 0
     """Chunks have a multiple of so many texts, for the same end; 0 is 8 in bfloat16 on a CPU, and 1 elsewhere."""
     passage_token_dropout: float = 0.0
@@ -83,7 +81,6 @@ class BatchConfig:
         for name in ("hard_negatives", "chunk_cost_tokens", "pad_to_multiple_of", "rows_multiple_of"):
             if getattr(self, name) < 0:
                 raise UserError(f"batch.{name} must be 0 or more, came {getattr(self, name)}")
-
 
     def on(self, device: torch.device, precision: str) -> BatchConfig:
         """Return the config with shapes that suit a device."""
@@ -157,8 +154,9 @@ class BatchLoader:
         """
 
         def make(step: int) -> list[StepBatch]:
-            if self._dataset.is_remote and (step == start or step % _FETCH_EVERY_STEPS == 0):
-                self._dataset.prefetch(self._ahead(step))
+            if step == start or step % FETCH_EVERY_STEPS == 0:
+                shards = len(self._dataset.shard_stems)
+                fetch_ahead(self._dataset, self._order, shards=shards, step=step, rank=self._rank, world=self._world)
             return [self.load(step, negatives, part) for part in range(self._config.accumulation)]
 
         return read_ahead(make, start, stop, depth=self._config.prefetch_steps)
@@ -251,16 +249,6 @@ class BatchLoader:
                 f"{self._dataset.location}, and so is what could stand in; copy the dataset again, or make it anew"
             )
         return ordinals, pairs, skipped
-
-    def _ahead(self, step: int) -> NDArray[np.int64]:
-        """Return some of the ordinals that this rank comes to while it consumes about half a shard in each lane.
-
-        A few steps of that stretch name nearly all shards that it touches.
-        """
-        rows = len(self._dataset) / len(self._dataset.shard_stems)
-        reach = rows * self._order.lanes / self._order.batch_size / 2
-        steps = np.unique(np.linspace(step, step + max(reach, _FETCH_EVERY_STEPS), _FETCH_LOOKS).astype(int))
-        return np.concatenate([self._order.rank_slice(int(at), self._rank, self._world) for at in steps])
 
     def _positives(self, pairs: list[Pair], step: int) -> list[Candidate]:
         """Take at most `positives` of each pair; where there are more, they take turns from step to step."""

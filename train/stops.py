@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import signal
 import time
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from data_shards.errors import UserError
 from data_shards.parent_death import die_with_parent as die_with_parent
 from train.collectives import max_over_ranks, rank
 from train.exit_codes import EXIT_DIVERGED as EXIT_DIVERGED, EXIT_STOPPED as EXIT_STOPPED, EXIT_STUCK as EXIT_STUCK
+
+BEGAN = "DIPOLE_BEGAN"
+"""In the environment of ranks: when the command that started them began, in seconds of the epoch."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _TIME_LIMIT = 1 << 10  # above any signal's number
@@ -52,8 +56,10 @@ class StopFlag:
         self._signal = 0
         self._ends = float("inf")
         if config.time_limit_s:
-            # Counted from the start of the process, not of this object: imports and data took their time already.
-            running_s = time.time() - psutil.Process().create_time()
+            # Counted from the start of the process, not of this object: imports and data took their time already. Of
+            # the command where there is one: before these ranks, those of another stage may have run for hours.
+            began = min(psutil.Process().create_time(), float(os.environ.get(BEGAN, "inf")))
+            running_s = time.time() - began
             self._ends = time.monotonic() - running_s + config.time_limit_s - config.margin_s
         for number in _SIGNALS:
             signal.signal(number, self._caught)

@@ -39,6 +39,8 @@ class ZeroEngine:
             betas=(optimizer.beta1, optimizer.beta2),
             fused=True,
         )
+        # DeepSpeed narrows what it is given and gives it new storage; these are what was there.
+        whole = model.state_dict()
         self._engine, self._optimizer = accelerator.prepare(model, adamw)
         unset_hf_deepspeed_config()  # else transformers loads every later model, such as the base model, in shards
         self._zero = self._engine.optimizer
@@ -47,6 +49,10 @@ class ZeroEngine:
         self._shapes = {
             name: tuple(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in self._named()
         }
+        self._frozen = {name: value for name, value in whole.items() if name not in self._shapes and rank() == 0}
+        for name, parameter in self._named():
+            start, flat = self._local(parameter, "weight")
+            flat.copy_(whole[name].flatten()[start : start + len(flat)])  # else training begins with rounded weights
 
     def forward(self, *inputs: Any) -> Any:
         """Call the model."""
@@ -91,10 +97,7 @@ class ZeroEngine:
             value = safe_get_full_fp32_param(parameter)  # a collective: every rank takes part, one keeps it
             if rank() == 0:
                 whole[name] = value.reshape(self._shapes[name]).cpu()
-        trained = whole.keys() | self._shapes.keys()
-        if rank() == 0:
-            whole |= {name: value for name, value in self._model.state_dict().items() if name not in trained}
-        return whole
+        return whole | self._frozen
 
     def pieces(self) -> Iterator[Piece]:
         """Yield this rank's share of weights and moments."""

@@ -100,6 +100,6 @@ def test_a_short_slice_gives_the_loss_and_gradient_of_the_sound_pairs(tmp_path: 
         assert len(queries) == _PAIRS - damaged
         scale = max(float(gradient.abs().max()) for gradient in gradients.values())
         for found_loss, found, _, _ in ranks:
-            assert found_loss == pytest.approx(loss, abs=1e-6)
+            assert found_loss == pytest.approx(loss, abs=1e-10)
             for name, gradient in gradients.items():
-                assert float((found[name] - gradient).abs().max()) <= 1e-6 * scale, name
+                assert float((found[name] - gradient).abs().max()) <= 1e-10 * scale, name

@@ -24,6 +24,46 @@ from train.grad_cache import train_step
 
 pytestmark = pytest.mark.distributed
 TORCH, ZERO = ["ddp", "fsdp2"], ["zero1", "zero2", "zero3"]
+Results = list[dict[str, Any]]
+
+
+def _of_torch(snapshots: dict[str, Path], checkpoints: Path) -> dict[str, Any]:
+    """Run in a rank, one after the other: starting processes is what takes time."""
+    return {
+        "reductions": _reductions(snapshots["plain"]),
+        "both ways": _both_ways([snapshots["plain"], snapshots["dropout"]]),
+        "float16": _halves(snapshots["projection"], checkpoints, TORCH),
+        "averages": _averages(snapshots["plain"], checkpoints),
+        "looked at": _looked_at(snapshots["dropout"], TORCH),
+    }
+
+
+def _of_deepspeed(snapshots: dict[str, Path], checkpoints: Path) -> dict[str, Any]:
+    return {
+        "float16": _halves(snapshots["projection"], checkpoints, ZERO),
+        "looked at": _looked_at(snapshots["dropout"], ZERO),
+        "misled": _misled(),
+    }
+
+
+@pytest.fixture(scope="module")
+def snapshots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("snapshots")
+    options: dict[str, dict[str, Any]] = {"plain": {}, "dropout": {"dropout": 0.3}, "projection": {"projection": 6}}
+    return {name: toy.save_encoder(root / name, **given) for name, given in options.items()}
+
+
+@pytest.fixture(scope="module")
+def torch_ranks(snapshots: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Results:
+    folder = tmp_path_factory.mktemp("torch")
+    return run_ranks(_of_torch, 2, folder, snapshots, folder / "checkpoints")
+
+
+@pytest.fixture(scope="module")
+def deepspeed_ranks(snapshots: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Results:
+    pytest.importorskip("deepspeed", reason="needs the deepspeed extra")
+    folder = tmp_path_factory.mktemp("deepspeed")
+    return run_ranks(_of_deepspeed, 2, folder, snapshots, folder / "checkpoints")
 
 
 # --- one pass over the wire --------------------------------------------------------------------------------------
@@ -46,9 +86,9 @@ def _reductions(snapshot: Path) -> tuple[int, int, list[int]]:
     return chunks, sum(value.numel() for value in training.model.parameters()), totals
 
 
-def test_gradients_go_over_the_wire_once_a_step(tmp_path: Path) -> None:
-    snapshot = toy.save_encoder(tmp_path / "snapshot")
-    for chunks, values, totals in run_ranks(_reductions, 2, tmp_path, snapshot):
+def test_gradients_go_over_the_wire_once_a_step(torch_ranks: Results) -> None:
+    for results in torch_ranks:
+        chunks, values, totals = results["reductions"]
         assert chunks > 2
         assert totals == [values] * 3
 
@@ -63,8 +103,7 @@ def _both_ways(snapshots: list[Path]) -> list[tuple[bool, bool, int]]:
         for wide in (True, False):
             found = []
             for cached in (True, False):
-                training = start(snapshot, "ddp")
-                training.model.double() if wide else None
+                training = start(snapshot, "ddp", wide=wide)
                 batch = toy.part(training.model, rank(), world_size())
                 (output,) = train_step(training.engine, [batch], training.objective, seed=5, keep_graphs=not cached)
                 found.append((output.loss, [value.grad for value in training.model.parameters()]))
@@ -74,12 +113,11 @@ def _both_ways(snapshots: list[Path]) -> list[tuple[bool, bool, int]]:
     return same
 
 
-def test_the_cached_step_is_the_plain_one_bit_by_bit(tmp_path: Path) -> None:
+def test_the_cached_step_is_the_plain_one_bit_by_bit(torch_ranks: Results) -> None:
     """With dropout as well: the second pass draws what the first drew."""
-    snapshots = [toy.save_encoder(tmp_path / str(dropout), dropout=dropout) for dropout in (0.0, 0.3)]
-    for results in run_ranks(_both_ways, 2, tmp_path, snapshots):
-        assert [result[:2] for result in results] == [(True, True)] * 4
-        assert all(count > 20 for _, _, count in results)
+    for results in torch_ranks:
+        assert [result[:2] for result in results["both ways"]] == [(True, True)] * 4
+        assert all(count > 20 for _, _, count in results["both ways"])
 
 
 # --- float16 -----------------------------------------------------------------------------------------------------
@@ -104,10 +142,12 @@ def _halves(snapshot: Path, root: Path, kinds: list[str]) -> dict[str, tuple[Any
     return seen
 
 
-def _a_scale_that_is_too_high_comes_down(tmp_path: Path, kinds: list[str]) -> None:
+def _a_scale_that_is_too_high_comes_down(ranks: Results, kinds: list[str], snapshot: Path) -> None:
     """With the steps that overflow nothing changes; then training goes on, after a resume as well."""
-    snapshot = toy.save_encoder(tmp_path / "snapshot", projection=6)
-    for place, results in enumerate(run_ranks(_halves, 2, tmp_path, snapshot, tmp_path / "checkpoints", kinds)):
+    initial = toy.encoder(snapshot, wide=False).state_dict()
+    for place, seen in enumerate(ranks):
+        results = seen["float16"]
+        assert list(results) == kinds
         for kind, (steps, resumed, (before, after_three), (weights, again)) in results.items():
             scales = [next(iter(extra["loss_scale"].values())) for _, _, extra in steps]
             done = [extra["optimizer_steps"] for _, _, extra in steps]
@@ -121,19 +161,23 @@ def _a_scale_that_is_too_high_comes_down(tmp_path: Path, kinds: list[str]) -> No
             # NaN is no equal of itself.
             assert str(resumed) == str(steps[3:]), kind
             if place == 0:
+                assert_same(before, initial, (kind, "not rounded to float16"))
                 assert_same(again, weights, kind)
             if place == 0 and done[2] == 0:
                 assert_same(after_three, before, kind)
 
 
-def test_overflows_of_float16_are_skipped_under_ddp_and_fsdp2(tmp_path: Path) -> None:
-    _a_scale_that_is_too_high_comes_down(tmp_path, TORCH)
+def test_overflows_of_float16_are_skipped_under_ddp_and_fsdp2(
+    torch_ranks: Results, snapshots: dict[str, Path]
+) -> None:
+    _a_scale_that_is_too_high_comes_down(torch_ranks, TORCH, snapshots["projection"])
 
 
 @pytest.mark.deepspeed
-def test_overflows_of_float16_are_skipped_under_deepspeed(tmp_path: Path) -> None:
-    pytest.importorskip("deepspeed", reason="needs the deepspeed extra")
-    _a_scale_that_is_too_high_comes_down(tmp_path, ZERO)
+def test_overflows_of_float16_are_skipped_under_deepspeed(
+    deepspeed_ranks: Results, snapshots: dict[str, Path]
+) -> None:
+    _a_scale_that_is_too_high_comes_down(deepspeed_ranks, ZERO, snapshots["projection"])
 
 
 # --- averaged weights --------------------------------------------------------------------------------------------
@@ -182,9 +226,8 @@ def _assert_near(found: dict[str, Tensor], wanted: dict[str, Tensor], what: str)
         assert torch.allclose(found[name], value, rtol=0, atol=1e-6), (what, name)
 
 
-def test_averaged_weights_are_shown_and_trained_ones_go_on(tmp_path: Path) -> None:
-    snapshot = toy.save_encoder(tmp_path / "snapshot")
-    assert run_ranks(_averages, 2, tmp_path, snapshot, tmp_path / "checkpoints") == [TORCH] * 2
+def test_averaged_weights_are_shown_and_trained_ones_go_on(torch_ranks: Results) -> None:
+    assert [results["averages"] for results in torch_ranks] == [TORCH] * 2
 
 
 # --- evaluation, and the measuring of memory ---------------------------------------------------------------------
@@ -224,16 +267,13 @@ def _measure(training: Training, kind: str) -> None:
         memory._free_bytes = free
 
 
-def test_looking_changes_nothing_under_ddp_and_fsdp2(tmp_path: Path) -> None:
-    snapshot = toy.save_encoder(tmp_path / "snapshot", dropout=0.3)
-    assert run_ranks(_looked_at, 2, tmp_path, snapshot, TORCH) == [TORCH] * 2
+def test_looking_changes_nothing_under_ddp_and_fsdp2(torch_ranks: Results) -> None:
+    assert [results["looked at"] for results in torch_ranks] == [TORCH] * 2
 
 
 @pytest.mark.deepspeed
-def test_looking_changes_nothing_under_deepspeed(tmp_path: Path) -> None:
-    pytest.importorskip("deepspeed", reason="needs the deepspeed extra")
-    snapshot = toy.save_encoder(tmp_path / "snapshot", dropout=0.3)
-    assert run_ranks(_looked_at, 2, tmp_path, snapshot, ZERO) == [ZERO] * 2
+def test_looking_changes_nothing_under_deepspeed(deepspeed_ranks: Results) -> None:
+    assert [results["looked at"] for results in deepspeed_ranks] == [ZERO] * 2
 
 
 # --- what Accelerate makes of it ---------------------------------------------------------------------------------
@@ -254,8 +294,8 @@ def _misled() -> list[str]:
 
 
 @pytest.mark.deepspeed
-def test_what_the_environment_asks_of_accelerate_is_refused_or_has_no_effect(tmp_path: Path) -> None:
-    pytest.importorskip("deepspeed", reason="needs the deepspeed extra")
-    for on_cpu, with_deepspeed in run_ranks(_misled, 2, tmp_path):
+def test_what_the_environment_asks_of_accelerate_is_refused_or_has_no_effect(deepspeed_ranks: Results) -> None:
+    for results in deepspeed_ranks:
+        on_cpu, with_deepspeed = results["misled"]
         assert on_cpu.startswith("engine zero2 on 2 ranks was asked, Accelerate set up MULTI_CPU on 2; start with ")
         assert with_deepspeed == "MULTI_CPU on 2"

@@ -48,7 +48,16 @@ class Training:
         return float(sum_over_ranks(output.loss)) / world_size(), norm
 
 
-def start(snapshot: Path, kind: str, precision: str = "float32", *, moved: bool = False, **options: Any) -> Training:
+def start(
+    snapshot: Path,
+    kind: str,
+    precision: str = "float32",
+    *,
+    moved: bool = False,
+    wide: bool = False,
+    lora: int = 0,
+    **options: Any,
+) -> Training:
     """Start an engine as if it were the first of its process.
 
     Args:
@@ -56,10 +65,12 @@ def start(snapshot: Path, kind: str, precision: str = "float32", *, moved: bool 
         kind: the engine.
         precision: of matrix products.
         moved: begin with other weights, so that what is not loaded shows.
+        wide: float64, for engines that know it.
+        lora: rank of adapters.
         options: of the optimiser.
     """
     forget_engine()
-    model = toy.encoder(snapshot, wide=False)
+    model = toy.encoder(snapshot, wide=wide, lora=lora)
     if moved:
         with torch.no_grad():
             for value in model.parameters():

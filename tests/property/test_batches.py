@@ -43,7 +43,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PairDataset:
 def test_order_is_pure_over_ranks(
     dataset: PairDataset, encoder: Encoder, share: int, world: int, parts: int, step: int, seed: int
 ) -> None:
-    """With accumulation as well: a part of the step is the same stretch of the global batch on any number of ranks."""
+    """With accumulation as well: a part of a step is the same stretch of the batch on any number of ranks."""
     config = BatchConfig(batch_size=share * world * parts, accumulation=parts, tokens_per_chunk=64)
     order = dataset.order(batch_size=config.batch_size, seed=seed)
 

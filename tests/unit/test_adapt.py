@@ -61,6 +61,7 @@ def config_of(data: Path, out: Path, *more: str) -> RunConfig:
         "batch.batch_size": 4,
         "train.steps": 2,
         "train.checkpoint_every_steps": 2,
+        "train.asynchronous_checkpoints": False,  # else it may not be there yet where a message names it
         "engine.precision": "float32",
         "adapt.steps": STEPS,
         "adapt.batch_size": 4,

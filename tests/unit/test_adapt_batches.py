@@ -13,10 +13,11 @@ from data_shards.errors import ShardCorruptError, UserError
 from data_shards.quarantine import Quarantine
 from data_shards.reader import CorpusDataset
 from data_shards.shard_reader import ShardReader
+from data_shards.storage import CacheConfig
 from data_shards.writer import ShardWriter
 from encoder.model import Encoder, with_settings
 from tests.unit.tiny import TEXTS, passage
-from train.adapt_batches import AdaptConfig, MaskedBatch, MaskedLoader
+from train.adapt_batches import IGNORED, AdaptConfig, MaskedBatch, MaskedLoader
 from train.batches import BatchConfig
 from train.schedule import OptimizerConfig
 
@@ -32,7 +33,14 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def loader(
-    corpus: CorpusDataset, encoder: Encoder, *, rank: int = 0, world: int = 1, seed: int = 0, **config: Any
+    corpus: CorpusDataset,
+    encoder: Encoder,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    seed: int = 0,
+    batch: BatchConfig | None = None,
+    **config: Any,
 ) -> MaskedLoader:
     chosen = AdaptConfig(**{"steps": 1, "batch_size": 4, "tokens_per_chunk": 30, **config})
     return MaskedLoader(
@@ -40,7 +48,7 @@ def loader(
         order=corpus.order(batch_size=chosen.batch_size, seed=seed),
         encoder=encoder,
         config=chosen,
-        batch=BatchConfig(),
+        batch=batch or BatchConfig(),
         rank=rank,
         world=world,
     )
@@ -67,8 +75,9 @@ def test_a_batch_holds_the_order_s_passages_with_labels_where_tokens_are_hidden(
     assert texts_of(batch) == sorted(map(tuple, wanted))
     mask_id = encoder.tokenizer.mask_token_id
     for chunk in batch.chunks:
-        assert (chunk.input_ids.view(-1)[chunk.place_m] == mask_id).all()
-        assert int((chunk.input_ids == mask_id).sum()) == len(chunk.place_m) == len(chunk.label_m)
+        shown = chunk.input_ids.view(-1)[chunk.place_m]
+        assert int((chunk.input_ids == mask_id).sum()) == int((shown == mask_id).sum())
+        assert len(chunk.place_m) == len(chunk.label_m)
     assert batch.masked == sum(len(chunk.label_m) for chunk in batch.chunks) >= 4
     assert batch.tokens == sum(map(len, wanted))
     assert batch.padded_tokens == sum(chunk.input_ids.numel() for chunk in batch.chunks) >= batch.tokens
@@ -97,6 +106,16 @@ def test_steps_that_are_read_ahead_are_those_that_are_loaded_alone(corpus: Path,
     assert batch.step == 6
 
 
+def test_where_shapes_are_kept_few_hidden_tokens_are_filled_up(corpus: Path, encoder: Encoder) -> None:
+    dataset = CorpusDataset(corpus)
+    plain = loader(dataset, encoder, batch_size=PASSAGES).load(0)
+    filled = loader(dataset, encoder, batch=BatchConfig(pad_to_multiple_of=8), batch_size=PASSAGES).load(0)
+    assert {len(chunk.place_m) for chunk in filled.chunks} == {64}
+    assert filled.masked == plain.masked == sum(int((chunk.label_m != IGNORED).sum()) for chunk in filled.chunks)
+    assert {chunk.input_ids.shape[1] % 8 for chunk in filled.chunks} == {0}
+    assert texts_of(filled, shown=True) == texts_of(plain, shown=True)
+
+
 def test_prompts_are_left_out_and_texts_are_cut(corpus: Path, encoder: Encoder) -> None:
     prompted = with_settings(encoder, replace(encoder.settings, passage_prompt="sort a list: "))
     dataset = CorpusDataset(corpus)
@@ -104,6 +123,28 @@ def test_prompts_are_left_out_and_texts_are_cut(corpus: Path, encoder: Encoder) 
     assert prompted.settings.passage_prompt == "sort a list: "
     short = loader(dataset, encoder, max_tokens=5, batch_size=PASSAGES).load(0)
     assert max(map(len, texts_of(short))) == 5
+
+
+def test_a_corpus_afar_is_read_as_one_near_and_its_shards_are_asked_for_before(
+    corpus: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through fsspec's memory and the cache; four shards, all of them are needed in the first steps."""
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    memory.put(str(corpus), "/adapt-test/c", recursive=True)
+    try:
+        remote = CorpusDataset("memory://adapt-test/c", cache=CacheConfig(dir=str(tmp_path / "cache")))
+        assert remote.is_remote
+        asked: list[int] = []
+        prefetch = remote.prefetch
+        monkeypatch.setattr(
+            remote, "prefetch", lambda ordinals: (asked.extend(ordinals.tolist()), prefetch(ordinals))
+        )
+        near, afar = (loader(dataset, encoder) for dataset in (CorpusDataset(corpus), remote))
+        for mine, theirs in zip(near.steps(0, 5), afar.steps(0, 5), strict=True):
+            assert texts_of(mine, shown=True) == texts_of(theirs, shown=True)
+        assert {ordinal // 6 for ordinal in asked} == {0, 1, 2, 3}
+    finally:
+        memory.rm("/adapt-test", recursive=True)
 
 
 def damage(corpus: Path, shard: int, row: int) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from launch import local
@@ -17,6 +18,7 @@ from launch.config import RunConfig, load_config
 from launch.failures import TrainingFailedError
 from launch.local import Outcome, train_here
 from train.run_folder import RunFolder
+from train.stops import BEGAN
 
 # `sys.argv[1]` is the run folder. What each does is written down, so that the order can be seen.
 BEGIN = """
@@ -93,6 +95,19 @@ def test_asked_to_stop_as_the_stage_ends_training_does_not_begin(
     assert outcome == Outcome(run=run, finished=False, step=0, stage="train")
     assert json.loads(run.stopped.read_text()) == {"step": 0, "reason": "signal SIGTERM"}
     assert "step" not in events(run)
+
+
+def test_the_ranks_of_both_stages_are_told_when_the_command_began(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A time limit is the command's, not each stage's own."""
+    told = []
+    monkeypatch.setattr(local, "Child", lambda *_, environment, log: told.append((log.name, environment[BEGAN])))
+    config = load_config(None, [])
+    local._start_ranks(run, config, "adapt")
+    local._start_ranks(run, config)
+    began = str(psutil.Process().create_time())
+    assert told == [("adapt.log", began), ("train.log", began)]
 
 
 def test_a_stage_that_fails_is_the_end(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

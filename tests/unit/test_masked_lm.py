@@ -15,6 +15,7 @@ from encoder.model import Encoder, EncoderSettings
 from encoder.snapshot import load_encoder
 from tests.unit.tiny import tiny_encoder
 from tests.unit.tiny_backbones import ENCODERS, tiny_backbone, tiny_tokenizer
+from train.adapt_batches import IGNORED
 
 IDS = torch.tensor([[2, 10, 4, 12, 3], [2, 4, 11, 3, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
@@ -124,6 +125,23 @@ def test_a_chunk_without_hidden_tokens_gives_zero_and_gradients_of_zero(encoder:
     loss.backward()
     assert (float(loss), float(hits)) == (0.0, 0.0)
     assert all(value.grad is not None and not value.grad.any() for value in model.parameters())
+
+
+def test_what_only_fills_up_is_not_counted(encoder: Encoder) -> None:
+    model = MaskedLM(encoder, new_head(encoder, seed=0)).eval()
+    gradients, results = [], []
+    for places, labels in (
+        (PLACES, LABELS),
+        (torch.cat([PLACES, torch.zeros(3, dtype=torch.int64)]), torch.cat([LABELS, torch.full((3,), IGNORED)])),
+    ):
+        model.zero_grad()
+        loss, hits = model(IDS, MASK, places, labels)
+        loss.backward()
+        results.append((loss.item(), hits.item()))
+        gradients.append({name: value.grad.clone() for name, value in model.named_parameters()})
+    assert results[1] == pytest.approx(results[0], rel=1e-6)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-7)
 
 
 def test_the_projection_is_left_alone() -> None:

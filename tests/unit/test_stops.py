@@ -17,7 +17,7 @@ import torch
 
 from data_shards.errors import UserError
 from train import exit_codes, stops
-from train.stops import EXIT_DIVERGED, EXIT_STOPPED, EXIT_STUCK, StopConfig, StopFlag, hold
+from train.stops import BEGAN, EXIT_DIVERGED, EXIT_STOPPED, EXIT_STUCK, StopConfig, StopFlag, hold
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -49,6 +49,18 @@ def test_the_reason_is_the_first_signal(number: signal.Signals) -> None:
     os.kill(os.getpid(), number)
     os.kill(os.getpid(), signal.SIGTERM)
     assert flag.reason(CPU) == f"signal {number.name}"
+
+
+def test_the_time_limit_counts_from_the_start_of_the_command_that_started_the_ranks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its `adapt` stage ran for an hour before these ranks were started."""
+    config = StopConfig(time_limit_s=3700, margin_s=5)
+    assert not StopFlag(config).asked_here()
+    monkeypatch.setenv(BEGAN, str(psutil.Process().create_time() - 3600 - 100))
+    assert StopFlag(config).asked_here()
+    monkeypatch.setenv(BEGAN, str(time.time() + 9))  # as a clock that was set back would have it
+    assert not StopFlag(config).asked_here()
 
 
 def test_the_time_limit_counts_from_the_start_of_the_process() -> None:
