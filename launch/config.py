@@ -96,7 +96,12 @@ class EncoderSection:
         """Return the settings with what is given here in place of the model's own."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
         del given["model"]
-        prompts = dict(row.partition("=")[::2] for row in given.pop("source_prompts"))
+        rows = given.pop("source_prompts")
+        if wrong := next((row for row in rows if "=" not in row), None):
+            raise UserError(
+                f"encoder.source_prompts holds {wrong!r}; wanted SOURCE:query=PROMPT or SOURCE:passage=PROMPT"
+            )
+        prompts = dict(row.partition("=")[::2] for row in rows)
         return dataclasses.replace(base, **given, source_prompts={**base.source_prompts, **prompts})
 
 

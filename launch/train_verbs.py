@@ -134,7 +134,8 @@ def train_progress(label: str = "training") -> Iterator[Callable[[dict[str, Any]
                 shown = time.monotonic()
                 _log.info(*_adapt_line(row))
             elif row["event"] == "dev":
-                _log.info("step %d  dev nDCG@10 %.4f", row["step"], row["ndcg@10"])
+                values = ", ".join(f"{name} {value:.4f}" for name, value in row.items() if "@" in name)
+                _log.info("step %d  dev %s", row["step"], values)
             elif row["event"] == "refresh":
                 _log.info(*_refresh_line(row))
                 if not row["queries"]:

@@ -48,10 +48,9 @@ class MaskedText:
 def mask_text(token_ids: Sequence[int], vocabulary: Vocabulary, *, share: float, key: Sequence[int]) -> MaskedText:
     """Choose a share of a text's tokens, one at least, to be guessed; special ones are never chosen.
 
-    As in BERT (Devlin et al. 2019, section 3.1) eight in ten of them become the mask token, one a random word, and
-    one stays as it is. For classifiers that is said to be of no use (Wettig et al. 2023). Here it is: a text's vector
-    is the mean over tokens that are all visible, and with masks alone nothing is ever asked of the vector at a
-    visible one.
+    As in BERT (Devlin et al. 2019) eight in ten of them become the mask token, one a random word, and one stays as it
+    is: a text's vector is pooled from visible tokens, and with masks alone the loss asks nothing of the vector at a
+    visible one. That this is the better choice here is reasoned, not measured.
 
     Args:
         token_ids: of one text.
