@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import socket
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,10 @@ def _one_rank(
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+    # The result is written. What is left is the interpreter's end, at which gloo's threads now and then abort.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _free_port() -> int:
