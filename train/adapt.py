@@ -20,7 +20,6 @@ from data_shards.reader import CorpusDataset
 from encoder.masked_lm import MaskedLM, load_head
 from encoder.snapshot import load_encoder, save_snapshot
 from train.adapt_batches import MaskedBatch, MaskedLoader
-from train.checkpoint import TrainState
 from train.collectives import barrier, rank, sum_over_ranks, world_size
 from train.engine import resolve_precision, start_engine
 from train.health import Health, check_step
@@ -32,7 +31,7 @@ from train.schedule import learning_rate
 from train.stops import EXIT_STOPPED, StopFlag
 from train.tracker import Tracker, truncate_metrics
 from train.watchdog import Watchdog
-from train.watched import run_watched
+from train.watched import first_state, run_watched
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ class _Adapting:
             world=world_size(),
         )
         self.keeper = Keeper(job, self.engine, self.encoder, None, root=job.run.adapt_checkpoints)
-        self.state = self.keeper.resume(self._fresh())
+        self.state = self.keeper.resume(first_state(job, self.dataset.dataset_id, self.order, self.precision))
         first = self.state.step - self.total
         if rank() == 0:
             truncate_metrics(job.run.metrics, first)
@@ -177,20 +176,6 @@ class _Adapting:
             },
         )
         self._skipped = 0.0
-
-    def _fresh(self) -> TrainState:
-        """Return what this stage is, at its first step."""
-        return TrainState(
-            step=0,
-            engine=self.job.engine.kind,
-            world_size=world_size(),
-            dataset_id=self.dataset.dataset_id,
-            batch_size=self.order.batch_size,
-            seed=self.job.seed,
-            order=self.order.identity,
-            negatives_version=0,
-            precision=self.precision,
-        )
 
     def _checkpoint(self) -> None:
         self.watchdog.phase("checkpoint", self.state.step)

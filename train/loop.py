@@ -23,7 +23,6 @@ from encoder.lora import add_lora
 from encoder.model import Side
 from encoder.snapshot import load_encoder
 from train.batches import BatchLoader, StepBatch
-from train.checkpoint import TrainState
 from train.collectives import barrier, rank, world_size
 from train.dev import Best, DevSet
 from train.engine import resolve_precision, start_engine
@@ -40,7 +39,7 @@ from train.step_log import StepSums, add_up
 from train.stops import EXIT_STOPPED, StopFlag
 from train.tracker import Tracker, truncate_metrics
 from train.watchdog import Watchdog
-from train.watched import launched, run_watched
+from train.watched import first_state, launched, run_watched
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +86,7 @@ class _Loop:
         )
         self.dev = DevSet(job.dev) if job.dev.data else None
         self.keeper = Keeper(job, self.engine, self.encoder, self.objective)
-        self.state = self.keeper.resume(self._fresh())
+        self.state = self.keeper.resume(first_state(job, self.dataset.dataset_id, self.order, self.precision))
         if rank() == 0:
             truncate_metrics(job.run.metrics, self.state.step)
         self.tracker = Tracker(
@@ -312,20 +311,6 @@ class _Loop:
             return vector_BD
 
         return encode
-
-    def _fresh(self) -> TrainState:
-        """Return what this run is, at its first step."""
-        return TrainState(
-            step=0,
-            engine=self.job.engine.kind,
-            world_size=world_size(),
-            dataset_id=self.dataset.dataset_id,
-            batch_size=self.order.batch_size,
-            seed=self.job.seed,
-            order=self.order.identity,
-            negatives_version=0,
-            precision=self.precision,
-        )
 
     def _checkpoint(self) -> None:
         self.watchdog.phase("checkpoint", self.state.step)

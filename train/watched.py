@@ -6,6 +6,10 @@ import os
 from collections.abc import Callable
 from typing import Protocol
 
+from data_shards.order import GlobalOrder
+from train.checkpoint import TrainState
+from train.collectives import world_size
+from train.engine import Precision
 from train.first_cause import leave_error
 from train.job import TrainJob
 from train.watchdog import Watchdog
@@ -41,6 +45,21 @@ def run_watched(job: TrainJob, begin: Callable[[TrainJob, Watchdog], Work]) -> i
             work.close(exit_code, why)
         watchdog.close()
     return exit_code
+
+
+def first_state(job: TrainJob, dataset_id: str, order: GlobalOrder, precision: Precision) -> TrainState:
+    """Return what a stage is, at its first step."""
+    return TrainState(
+        step=0,
+        engine=job.engine.kind,
+        world_size=world_size(),
+        dataset_id=dataset_id,
+        batch_size=order.batch_size,
+        seed=job.seed,
+        order=order.identity,
+        negatives_version=0,
+        precision=precision,
+    )
 
 
 def launched(name: str, default: int) -> int:
