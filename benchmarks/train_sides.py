@@ -83,6 +83,6 @@ class Ours:
     def train(self, steps: int, *, keep_graphs: bool) -> None:
         """Train on the next steps of the order."""
         first, self._step = self._step, self._step + steps
-        for parts in self._loader.steps(first, self._step, None):
+        for parts in self._loader.steps(first, self._step):
             train_step(self._engine, parts, self._objective, seed=0, keep_graphs=keep_graphs)
             self._engine.step(RATE)

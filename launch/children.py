@@ -8,9 +8,31 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from train.stops import die_with_parent
+
+
+class Companion(Protocol):
+    """A process, or one that is started again when it dies, as the command watches it."""
+
+    name: str
+    log: Path
+
+    def exit_code(self) -> int | None:
+        """Return the exit code, or None while it runs."""
+
+    def ask_to_stop(self) -> None:
+        """Send SIGTERM."""
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Wait for the end; None when it did not come in time."""
+
+    def end(self, grace_s: float) -> None:
+        """Ask, wait, then kill all of it."""
+
+    def last_lines(self, count: int = 15) -> str:
+        """Return the end of the log."""
 
 
 class Child:

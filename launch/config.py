@@ -23,12 +23,12 @@ from index_build.mine import MiningConfig
 from launch.sections import load_sections, to_toml
 from train.adapt_batches import AdaptConfig
 from train.batches import BatchConfig
+from train.cadence import RefreshConfig
 from train.dev import DevConfig
 from train.engine import EngineConfig
 from train.health import HealthConfig
 from train.job import TrainConfig
 from train.objective import LossConfig
-from train.refresh import RefreshConfig
 from train.schedule import OptimizerConfig
 from train.stops import StopConfig
 from train.tracker import TrackerConfig

@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,12 @@ import psutil
 
 from data_shards.atomic import read_json, write_json
 from data_shards.errors import UserError
-from launch.children import Child
+from data_shards.negatives import published_versions
+from launch.children import Child, Companion
 from launch.config import RunConfig
-from launch.failures import TrainingFailedError, failure_of
+from launch.devices import has_cuda, split_devices, threads_per_rank
+from launch.failures import TrainingFailedError, failure_of, mining_failed
+from launch.kept_miner import KeptMiner
 from launch.runs import prepare_run, save_config
 from train.exit_codes import EXIT_STUCK
 from train.run_folder import RunFolder
@@ -81,24 +84,46 @@ def train_here(config: RunConfig, *, resume: bool = False, on_event: OnEvent = l
                     write_json(run.stopped, {"step": 0, "reason": f"signal {signal.Signals(stop[0]).name}"})
                 if stop or not run.adapted.exists():
                     return _outcome(run, ranks, dead)
-            starts = [lambda: _start_ranks(run, config)]
-            if config.refresh.first_step:
-                starts.append(lambda: _start_miner(run))
-            ranks, dead = _stage(starts, stop, rows, on_event)
+            return _train(run, config, stop, rows, on_event)
     finally:
         lock.close()
-    return _outcome(run, ranks, dead)
+
+
+def _train(
+    run: RunFolder, config: RunConfig, stop: list[int], rows: Callable[[], list[Row]], on_event: OnEvent
+) -> Outcome:
+    """Run the ranks, with the miner beside them, or in turn with it where both need the same devices."""
+    devices = split_devices(config)
+    beside = config.refresh.on and not config.refresh.gives_back(
+        cuda=has_cuda(), cluster=bool(config.workers.address)
+    )
+    while True:
+        run.mining.unlink(missing_ok=True)
+        starts: list[Callable[[], Companion]] = [lambda: _start_ranks(run, config, environment=devices.ranks)]
+        if beside:
+            starts.append(lambda: KeptMiner(run, config.refresh, environment=devices.miner))
+        ranks, dead = _stage(starts, stop, rows, on_event)
+        if dead is not None or not run.mining.exists():
+            return _outcome(run, ranks, dead)
+        left = read_json(run.mining)
+        if not stop:
+            mined, _ = _stage([lambda: KeptMiner(run, config.refresh, once=True)], stop, rows, on_event)
+            if not stop and left["version"] not in published_versions(run.negatives):
+                raise mining_failed(run, left["version"], mined)
+        if stop:
+            write_json(run.stopped, {"step": left["step"], "reason": f"signal {signal.Signals(stop[0]).name}"})
+            return Outcome(run=run, finished=False, step=left["step"])
 
 
 def _stage(
-    starts: list[Callable[[], Child]], stop: list[int], rows: Callable[[], list[Row]], on_event: OnEvent
-) -> tuple[Child, Child | None]:
+    starts: Sequence[Callable[[], Companion]], stop: list[int], rows: Callable[[], list[Row]], on_event: OnEvent
+) -> tuple[Companion, Companion | None]:
     """Start the ranks, and what runs beside them, and see them to their end.
 
     Returns:
         The ranks, and who ended before them without being asked to, if anyone did.
     """
-    children: list[Child] = []
+    children: list[Companion] = []
     try:
         for start in starts:
             children += [start()]  # one by one: where the second cannot start, the first has to end
@@ -108,7 +133,9 @@ def _stage(
             child.end(_GRACE_S)
 
 
-def _watch(children: list[Child], stop: list[int], rows: Callable[[], list[Row]], on_event: OnEvent) -> Child | None:
+def _watch(
+    children: list[Companion], stop: list[int], rows: Callable[[], list[Row]], on_event: OnEvent
+) -> Companion | None:
     """Return when the ranks are done, or when anything failed; the caller ends what is left.
 
     Returns:
@@ -133,7 +160,7 @@ def _pass_on(rows: list[Row], on_event: OnEvent) -> None:
         on_event(row)
 
 
-def _outcome(run: RunFolder, ranks: Child, dead: Child | None) -> Outcome:
+def _outcome(run: RunFolder, ranks: Companion, dead: Companion | None) -> Outcome:
     if run.done.exists():
         return Outcome(run=run, finished=True, step=read_json(run.done)["steps"])
     # Ranks that were stopped because another died leave the same flag as those that a person stopped.
@@ -164,22 +191,19 @@ def _killed_rank(log: str) -> str | None:
     return None
 
 
-def _start_ranks(run: RunFolder, config: RunConfig, *stage: str) -> Child:
-    threads = max(1, (os.cpu_count() or 1) // config.run.ranks)
+def _start_ranks(
+    run: RunFolder, config: RunConfig, *stage: str, environment: Mapping[str, str] | None = None
+) -> Child:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(config.run.ranks), "--shutdown-timeout", str(int(_GRACE_S) - 10)]
     command += ["--module", "launch.train_worker", str(run.root), *stage]
-    environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    environment[BEGAN] = str(psutil.Process().create_time())
-    if not _has_cuda():
-        environment["DS_ACCELERATOR"] = "cpu"
+    own = {"OMP_NUM_THREADS": str(threads_per_rank(config)), "TOKENIZERS_PARALLELISM": "false"}
+    own[BEGAN] = str(psutil.Process().create_time())
+    if not has_cuda():
+        own["DS_ACCELERATOR"] = "cpu"
     log = run.logs / f"{'adapt' if stage else 'train'}.log"
-    return Child("adapting" if stage else "training", command, log=log, environment=environment)
-
-
-def _start_miner(run: RunFolder) -> Child:
-    command = [sys.executable, "-m", "launch.miner", str(run.root)]
-    return Child("miner", command, log=run.logs / "miner.log", environment={"TOKENIZERS_PARALLELISM": "false"})
+    name = "adapting" if stage else "training"
+    return Child(name, command, log=log, environment={**own, **(environment or {})})
 
 
 @contextmanager
@@ -219,9 +243,3 @@ def _follow(path: Path, *, since: float) -> Iterator[Callable[[], list[Row]]]:
     finally:
         if file:
             file.close()
-
-
-def _has_cuda() -> bool:
-    import torch
-
-    return bool(torch.cuda.is_available())

@@ -26,29 +26,42 @@ from train.stops import die_with_parent
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.2
+_NICE = 5
+"""What tokenises and searches beside training gets the cores that training leaves."""
 _BY_HAND_STEPS = 100
 """Steps that a refresh by hand serves where the config names no cadence."""
 
 
 def main(arguments: list[str]) -> int:
-    """Serve requests until ended."""
+    """Serve requests until ended; with `--once`, those that are there."""
     die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s miner %(levelname)s %(name)s: %(message)s")
     logging.getLogger("faiss.loader").setLevel(logging.WARNING)
     run = RunFolder(Path(arguments[0]))
-    with Miner(run, load_config(run.config)) as miner:
+    once = "--once" in arguments[1:]
+    config = load_config(run.config)
+    if config.refresh.way == "async":
+        os.nice(_NICE)
+    with Miner(run, config) as miner:
         while os.getppid() != 1:  # re-parented: whoever started us is gone
             request = miner.next_request()
-            if request is None:
+            if request is not None:
+                _serve(miner, run, request)
+            elif once:
+                break
+            else:
                 time.sleep(_POLL_S)
-                continue
-            try:
-                miner.serve(request, run.negatives)
-            except Exception as error:
-                cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                write_json(failed_path(run, request.version), {"cause": cause})
-                raise
     return 0
+
+
+def _serve(miner: Miner, run: RunFolder, request: RefreshRequest) -> None:
+    """Make one version, or leave word of why it cannot be made."""
+    try:
+        miner.serve(request, run.negatives)
+    except Exception as error:
+        cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        write_json(failed_path(run, request.version), {"cause": cause})
+        raise
 
 
 class Miner:
@@ -61,6 +74,7 @@ class Miner:
         self._order = self._pairs.order(batch_size=config.batch.batch_size, seed=config.run.seed, config=config.order)
         self._pool = mining_pool(config)
         self._known: KnownPositives | None = None
+        self._left_out: set[int] = set()
 
     def __enter__(self) -> Miner:
         """Start the workers."""
@@ -72,12 +86,22 @@ class Miner:
         self._pool.__exit__(None, None, None)
 
     def next_request(self) -> RefreshRequest | None:
-        """Return the oldest request whose version is not published."""
+        """Return the request to serve: in phases the oldest whose version is not published.
+
+        Beside training it is the newest: a version that training has gone past is of no use. Those in between are
+        left out, and said to be.
+        """
         published = set(published_versions(self._run.negatives))
-        for path in sorted(self._run.requests.glob("v*.json")):
-            if path.name.count(".") == 1 and int(path.stem[1:]) not in published:
-                return RefreshRequest.read(path)
-        return None
+        paths = {int(path.stem[1:]): path for path in self._run.requests.glob("v*.json") if path.name.count(".") == 1}
+        if self._config.refresh.way == "async":
+            waiting = sorted(version for version in paths if version > max(published, default=0))
+            for version in set(waiting[:-1]) - self._left_out:
+                _log.info("version %d is left out: a newer one is asked for", version)
+            self._left_out.update(waiting[:-1])
+            waiting = waiting[-1:]
+        else:
+            waiting = sorted(paths.keys() - published)
+        return RefreshRequest.read(paths[waiting[0]]) if waiting else None
 
     def serve(self, request: RefreshRequest, root: Path) -> MiningReport:
         """Make one version: embed, index, search, filter, publish."""

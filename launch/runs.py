@@ -37,6 +37,10 @@ _MAY_CHANGE = {
     "data.on_error",
     "engine",
     "refresh.timeout_s",
+    "refresh.give_back",
+    "refresh.keep_versions",
+    "refresh.miner_restarts",
+    "refresh.max_age_steps",
     "train.gradient_cache",
     "train.activations_gib",
     "train.checkpoint_every_steps",
@@ -118,6 +122,7 @@ def load_job(run: RunFolder) -> TrainJob:
         run=run,
         data=config.pair_source,
         corpus=config.data.corpus,
+        ray_address=config.workers.address,
         start=run.adapted if config.adapt.on else run.initial,
         order=config.order,
         seed=config.run.seed,
@@ -171,10 +176,8 @@ def _check_data(config: RunConfig) -> tuple[PairDataset, CorpusDataset | None]:
         raise UserError("data.pairs is not set; give a folder made by `dipole shards pairs`")
     pairs = config.pair_source.open(RunFolder(Path(config.run.out)).quarantine("start"))
     corpus = CorpusDataset(config.data.corpus, cache=config.cache) if config.data.corpus else None
-    if config.refresh.first_step and corpus is None:
-        raise UserError(
-            "refresh.first_step asks for mining, which needs data.corpus; set it, or refresh.first_step = 0"
-        )
+    if config.refresh.on and corpus is None:
+        raise UserError("[refresh] asks for mining, which needs data.corpus; set it, or turn refreshes off")
     if config.adapt.on and corpus is None:
         raise UserError("adapt trains on the corpus and data.corpus is not set; set it, or turn adapt off")
     if config.loss.distill != "off" and pairs.with_teacher is not None and pairs.with_teacher < len(pairs):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +24,8 @@ from train.read_ahead import FETCH_EVERY_STEPS, fetch_ahead, read_ahead
 
 _STAND_INS = 32  # places looked at where all of a rank's part is damaged
 _STAND_IN_EPOCHS = 0.37  # how far apart: within an epoch its lanes come to other shards, in the next they are others
+
+NegativesAt = Callable[[int], NegativesSource | None]
 
 _AT_LEAST_ONE = (
     "batch_size",
@@ -147,16 +149,25 @@ class BatchLoader:
         self._dataset, self._order, self._encoder, self._config = dataset, order, encoder, config
         self._rank, self._world = rank, world
 
-    def steps(self, start: int, stop: int, negatives: NegativesSource | None) -> Iterator[list[StepBatch]]:
-        """Yield the parts of steps `start` to `stop`, all with the same negatives version.
+    def steps(
+        self, start: int, stop: int, negatives_at: NegativesAt = lambda step: None
+    ) -> Iterator[list[StepBatch]]:
+        """Yield the parts of steps `start` to `stop`.
 
         A thread reads ahead; what it raises is raised here. Leaving the iterator early ends the thread.
+
+        Args:
+            start: the first step.
+            stop: the one after the last.
+            negatives_at: tells the negatives of a step. When step n is yielded, it may have been asked about
+                `prefetch_steps` + 1 more.
         """
 
         def make(step: int) -> list[StepBatch]:
             if step == start or step % FETCH_EVERY_STEPS == 0:
                 shards = len(self._dataset.shard_stems)
                 fetch_ahead(self._dataset, self._order, shards=shards, step=step, rank=self._rank, world=self._world)
+            negatives = negatives_at(step)
             return [self.load(step, negatives, part) for part in range(self._config.accumulation)]
 
         return read_ahead(make, start, stop, depth=self._config.prefetch_steps)

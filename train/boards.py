@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.errors import UserError
-from train.stops import EXIT_DIVERGED, EXIT_STOPPED
+from train.exit_codes import EXIT_DIVERGED, EXIT_MINING, EXIT_STOPPED
 
 Histogram = tuple[NDArray[np.int64], NDArray[np.float64]]
 """Counts [n] and edges [n + 1]."""
@@ -72,10 +72,11 @@ class WandbBoard:
 
     def close(self, exit_code: int, why: str) -> None:
         """Alert, and end the run; one that was stopped is to go on."""
-        end, level = _ENDS.get(exit_code, ("failed", "ERROR"))
-        title = f"{self._job_type} {end}"
-        self._run.alert(title, why or title, level=level)
-        if exit_code == EXIT_STOPPED:
+        if exit_code != EXIT_MINING:  # which nobody has to be woken for
+            end, level = _ENDS.get(exit_code, ("failed", "ERROR"))
+            title = f"{self._job_type} {end}"
+            self._run.alert(title, why or title, level=level)
+        if exit_code in (EXIT_STOPPED, EXIT_MINING):
             self._run.mark_preempting()  # else it is shown as failed until it is resumed
         self._run.finish(exit_code=exit_code)
 

@@ -14,8 +14,10 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -62,6 +64,12 @@ class TrainState:
     """See `train.health.Health`."""
     skips: int = 0
     """Likewise."""
+    refreshes: int = 0
+    """Negatives versions that have been asked for."""
+    refresh_step: int = 0
+    """The step at which the newest of them was."""
+    flatness: Sequence[Any] = ()
+    """See `train.cadence.Flatness`."""
 
     def taken_up_by(self, run: TrainState) -> TrainState:
         """Return this state as a run goes on with it that may have another engine, precision and number of ranks."""
@@ -194,6 +202,12 @@ def rotate(root: Path, state: TrainState, *, keep: int) -> None:
             _drop(root / _folder_name(code))
         except OSError as error:  # the new one is committed all the same
             _log.warning("an old checkpoint stays: %s", error)
+
+
+def oldest_resumable(root: Path, *, keep: int) -> int:
+    """Return the step of the oldest checkpoint that a resume may take; 0 where fewer than `keep` are there."""
+    steps = sorted({code // 2 for code in _codes(root)}, reverse=True)
+    return steps[keep - 1] if len(steps) >= keep else 0
 
 
 def remove_dead_saves(root: Path) -> None:

@@ -9,6 +9,8 @@ code  name                meaning
 75    `EXIT_STOPPED`      it was asked to stop, and did so with a checkpoint and `stopped.json`: resume it
 76    `EXIT_DIVERGED`     loss or gradient are no numbers, or far above their start: resuming as it is ends there
 77    `EXIT_STUCK`        the watchdog ended it, since a rank came no further: see `failure.json` and `logs/stacks-*`
+78    `EXIT_MINING`       it left its devices to the miner, with a checkpoint and `mining.json`: the command mines
+                          and resumes by itself
 ====  ==================  =================================================================================
 
 torchrun answers 1 for any of them but 0, so whoever starts it reads the files.
@@ -20,3 +22,5 @@ EXIT_DIVERGED = 76
 """A rank whose training diverged."""
 EXIT_STUCK = 77
 """A rank that the watchdog ended."""
+EXIT_MINING = 78
+"""A rank that made room for the miner."""

@@ -12,11 +12,11 @@ from data_shards.reader import PairSource
 from encoder.lora import LoraConfig
 from train.adapt_batches import AdaptConfig
 from train.batches import BatchConfig
+from train.cadence import RefreshConfig
 from train.dev import DevConfig
 from train.engine import EngineConfig
 from train.health import HealthConfig
 from train.objective import LossConfig
-from train.refresh import RefreshConfig
 from train.run_folder import RunFolder
 from train.schedule import OptimizerConfig
 from train.stops import StopConfig
@@ -67,6 +67,8 @@ class TrainJob:
     """Training shards."""
     corpus: str
     """Folder or URL of corpus shards; empty where there are none."""
+    ray_address: str
+    """Of the cluster that mines; empty where this machine's devices do."""
     start: Path
     """The snapshot that contrastive training starts from: the run's first, or the adapted one."""
     order: OrderConfig

@@ -10,7 +10,7 @@ from data_shards.atomic import write_json
 from data_shards.errors import UserError
 from encoder.model import Encoder
 from encoder.snapshot import save_snapshot, snapshot_hash
-from train.checkpoint import TrainState, check_fits, folder_of, newest_checkpoint
+from train.checkpoint import TrainState, check_fits, folder_of, newest_checkpoint, oldest_resumable
 from train.checkpoint_saver import CheckpointSaver
 from train.collectives import rank
 from train.engine import Engine
@@ -43,10 +43,11 @@ class Keeper:
             root: the folder of checkpoints; by default the run's.
         """
         self._root = root or job.run.checkpoints
+        self._keep = job.train.keep_checkpoints
         self._run, self._engine, self._encoder, self._objective = job.run, engine, encoder, objective
         self._saver = CheckpointSaver(
             self._root,
-            keep=job.train.keep_checkpoints,
+            keep=self._keep,
             device=engine.device,
             asynchronous=job.train.asynchronous_checkpoints,
             timeout_s=job.engine.timeout_s,
@@ -101,6 +102,11 @@ class Keeper:
     def wait(self) -> None:
         """Wait until the checkpoint under way is there."""
         self._saver.wait()
+
+    @property
+    def oldest_step(self) -> int:
+        """The earliest step that a resume may begin with."""
+        return oldest_resumable(self._root, keep=self._keep)
 
     def close(self) -> None:
         """Let the checkpoint under way end, or give it up; no collective."""

@@ -1,7 +1,7 @@
 """The training loop of one rank.
 
-For each stretch between two refreshes: take the negatives version that belongs to it, then for each global batch
-encode, gather, score, differentiate, step. Around it: log, evaluate, checkpoint, stop when asked.
+For each global batch, with the negatives that are in use at its step: encode, gather, score, differentiate, step.
+Around it: refresh, log, evaluate, checkpoint, stop when asked.
 """
 
 from __future__ import annotations
@@ -9,16 +9,13 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 
 from data_shards.atomic import write_json
 from data_shards.collate import Chunk
-from data_shards.negatives import NegativesVersion
 from encoder.lora import add_lora
 from encoder.model import Side
 from encoder.snapshot import load_encoder
@@ -26,6 +23,7 @@ from train.batches import BatchLoader, StepBatch
 from train.collectives import barrier, rank, world_size
 from train.dev import Best, DevSet
 from train.engine import resolve_precision, start_engine
+from train.exit_codes import EXIT_MINING
 from train.grad_cache import Encode, train_step
 from train.health import Health, check_step
 from train.job import TrainJob
@@ -33,7 +31,7 @@ from train.keeper import Keeper
 from train.memory import graphs_fit
 from train.mfu import Utilisation, peak_memory_gib
 from train.objective import Objective
-from train.refresh import RefreshRequest, wait_for_version
+from train.refresher import Refresher
 from train.schedule import learning_rate
 from train.step_log import StepSums, add_up
 from train.stops import EXIT_STOPPED, StopFlag
@@ -66,7 +64,6 @@ class _Loop:
         self.dataset = job.data.open(job.run.quarantine(f"rank-{launched('RANK', 0):05d}"))
         self.order = self.dataset.order(batch_size=job.batch.batch_size, seed=job.seed, config=job.order)
         self.total = job.train.total_steps(self.order)
-        self.borders = job.refresh.borders(self.total)
         self.encoder = load_encoder(job.start).train()
         if job.lora.rank:
             add_lora(self.encoder, job.lora, seed=job.seed)
@@ -83,6 +80,9 @@ class _Loop:
             config=job.batch.on(self.device, self.precision),
             rank=rank(),
             world=world_size(),
+        )
+        self.refresher = Refresher(
+            job, order=self.order, total=self.total, dataset_id=self.dataset.dataset_id, device=self.device
         )
         self.dev = DevSet(job.dev) if job.dev.data else None
         self.keeper = Keeper(job, self.engine, self.encoder, self.objective)
@@ -101,34 +101,39 @@ class _Loop:
         self.keep_graphs = {"on": False, "off": True}.get(job.train.gradient_cache)  # None: to be measured
         self.step_started = time.monotonic()
         self.stopped_by = ""
+        self._waited_s = 0.0  # for the newest negatives
         self._skipped = 0.0  # pairs, by all ranks, since the last line of the log
 
     def run(self) -> int:
-        """Go through the stretches."""
+        """Go from refresh to refresh."""
         if self.dev and self.state.step == 0:
             self._evaluate()
-        for start, stop, version in self._stretches():
-            negatives = self._refresh(version, start, stop) if version else None
-            if self.stop.asked_anywhere(self.device):
-                return self._leave()
-            # Read-ahead ends with the stretch: what follows needs negatives that are not mined yet.
-            for batches in self.loader.steps(start, stop, negatives):
+        while self.state.step < self.total:
+            if (code := self._refresh()) is not None:
+                return code
+            negatives_at = self.refresher.plan.at
+            for batches in self.loader.steps(self.state.step, self.refresher.read_to(self.state), negatives_at):
                 waited_s = time.monotonic() - self.step_started
                 if self._step(batches, waited_s):
                     return self._leave()
                 if self._best.says_stop(self.job.dev):
                     _log.info("step %d: no gain in %d evaluations", self.state.step, self.job.dev.stop_after_evals)
                     return self._finish()
+                if self.refresher.due(self.state):
+                    break
         return self._finish()
 
     def close(self, exit_code: int, why: str) -> None:
         """Let what runs beside the loop come to its end."""
+        self.refresher.close()
         self.keeper.close()
         self.tracker.close(exit_code, why or self.stopped_by)
 
     def _step(self, batches: list[StepBatch], waited_s: float) -> bool:
         """Train on one global batch; then log, evaluate and checkpoint as due. Returns whether to stop."""
         step = batches[0].step
+        if self.refresher.begins(step):
+            self._log_refresh(step)
         self.watchdog.phase("measure memory", step)
         if self.keep_graphs is None:
             self.keep_graphs = graphs_fit(self.engine, batches, budget_gib=self.job.train.activations_gib)
@@ -147,10 +152,12 @@ class _Loop:
         self.watchdog.phase("optimizer", step)
         norm = self.engine.step(rate)
         self.objective.step(rate)
-        sums = add_up(outputs, batches, asked=self.stop.asked_here())
+        sums = add_up(outputs, batches, asked=self.stop.asked_here(), say=self.refresher.say(self.state))
         self._log_step(step, sums, rate, norm, waited_s)
         self._check(step, sums, norm)
-        self.state = replace(self.state, step=step + 1)
+        self.refresher.hear(step, sums.said)
+        self.state = replace(self.refresher.counted(self.state, sums.hard_loss), step=step + 1)
+        self.refresher.check_age(self.state)
         self.keeper.poll()
         done = self.state.step
         gained = False
@@ -165,13 +172,13 @@ class _Loop:
 
     def _check(self, step: int, sums: StepSums, norm: float) -> None:
         """End the run where going on makes no sense."""
-        border = max((border for border in self.borders if border <= step), default=0)
+        use = self.refresher.plan.begun(step)
         checkpoints = sorted(path.name for path in self.job.run.checkpoints.glob("step-*"))
         health = check_step(
             Health(loss_ceiling=self.state.loss_ceiling, skips=self.state.skips),
             self.job.health,
             step=step,
-            settled_steps=step - border,
+            settled_steps=step - (use.from_step if use else 0),
             loss=sums.loss,
             grad_norm=norm,
             skipped=self.precision == "float16" and not math.isfinite(norm) and math.isfinite(sums.loss),
@@ -201,67 +208,59 @@ class _Loop:
                 "peak_memory_gib": peak_memory_gib(),
                 **self.utilisation.of_step(tokens=sums.tokens, squares=sums.squares, seconds=seconds),
                 **({"fetched_mib": self.dataset.fetched.bytes / 2**20} if self.dataset.is_remote else {}),
-                "negatives_version": self.state.negatives_version,
-                "negatives_age_steps": self._age(step),
+                **self._negatives(step),
             },
         )
         self._skipped = 0.0
 
-    def _stretches(self) -> Iterator[tuple[int, int, int]]:
-        """Yield (first step, last step + 1, negatives version) from where the run stands."""
-        edges = [0, *self.borders, self.total]
-        for version, (start, stop) in enumerate(pairwise(edges)):
-            if self.state.step < stop:
-                yield max(start, self.state.step), stop, version
-
-    def _refresh(self, version: int, start: int, stop: int) -> NegativesVersion | None:
-        """Ask for a version where it is not there yet, wait for it, and use it from here on."""
-        border = self.borders[version - 1]
-        snapshot = self.job.run.snapshot(border)
-        began = time.monotonic()
-        self.watchdog.phase("refresh", border, allow_s=self.job.refresh.timeout_s)
-        if start == border:
-            self._snapshot(snapshot, border)
-        if rank() == 0:
-            request = RefreshRequest(
-                version=version,
-                snapshot=str(snapshot.relative_to(self.job.run.root)),
-                snapshot_step=border,
-                from_step=border,
-                to_step=stop,
-            )
-            request.write(self.job.run)
-        barrier()  # else another rank may still see that the miner failed, in the run that this one resumes
-        negatives = wait_for_version(
-            self.job.run,
-            version,
-            dataset_id=self.dataset.dataset_id,
-            timeout_s=self.job.refresh.timeout_s,
-            give_up=self.stop.asked_here,
-        )
-        if negatives is not None:
-            self.state = replace(self.state, negatives_version=version)
-            if start == border:  # a run that resumes later in the stretch has logged it
-                self._log_refresh(negatives, time.monotonic() - began)
+    def _refresh(self) -> int | None:
+        """Ask for negatives where they are due; return the exit code where the ranks are to leave."""
+        if self.refresher.due(self.state):
+            step, began = self.state.step, time.monotonic()
+            self.watchdog.phase("refresh", step, allow_s=self.job.refresh.timeout_s)
+            if step:  # before step 0 there is nothing but the first encoder
+                self._snapshot(self.job.run.snapshot(step), step)
+            request = self.refresher.ask(self.state)
+            if self.refresher.leaves_for(request):
+                self._checkpoint()
+                self.keeper.wait()
+                self.refresher.leave(request)
+                return EXIT_MINING
+            if not self.refresher.waits or self.refresher.wait(request, give_up=self.stop.asked_here):
+                self.state = replace(self.state, refreshes=request.version, refresh_step=step, flatness=())
+            self._waited_s = time.monotonic() - began
+            self.watchdog.phase("read", step)
         self.step_started = time.monotonic()
-        self.watchdog.phase("read", start)
-        return negatives
+        return self._leave() if self.stop.asked_anywhere(self.device) else None
 
-    def _log_refresh(self, negatives: NegativesVersion, waited_s: float) -> None:
-        manifest = negatives.manifest
+    def _log_refresh(self, step: int) -> None:
+        """Show the negatives that come into use, and let go of those that are of no use any more."""
+        version = self.refresher.plan.newest_at(step)
+        assert version is not None
+        manifest = version.manifest
         values = {
             "version": manifest.version,
             "from_step": manifest.from_step,
             "to_step": manifest.to_step,
-            "queries": len(negatives),
+            "age_steps": step - manifest.snapshot_step,
+            "queries": len(version),
             "seconds": manifest.seconds,
             "filters": manifest.filters,
             **{f"{name}_score": value for name, value in manifest.scores.items()},
             "index": manifest.index,
-            "waited_s": waited_s,
+            "waited_s": self._waited_s,
         }
-        self.tracker.log("refresh", manifest.from_step, values)
-        _log.info("step %d: negatives version %d, %d queries", manifest.from_step, manifest.version, len(negatives))
+        self.tracker.log("refresh", step, values)
+        _log.info("step %d: negatives version %d, %d queries", step, manifest.version, len(version))
+        self.refresher.prune(self.keeper.oldest_step)
+
+    def _negatives(self, step: int) -> dict[str, int]:
+        """Say which negatives a step has, and how many steps old the encoder is that found them."""
+        version = self.refresher.plan.at(step)
+        if version is None:
+            return {"negatives_version": 0, "negatives_age_steps": 0}
+        manifest = version.manifest
+        return {"negatives_version": manifest.version, "negatives_age_steps": step - manifest.snapshot_step}
 
     @property
     def _best(self) -> Best:
@@ -320,8 +319,8 @@ class _Loop:
         """Write a snapshot, and what it was made from."""
         digest = self.keeper.snapshot(path, step)
         uses = {"pairs": self.dataset.dataset_id, "run": self.job.run_id}
-        if self.state.negatives_version:
-            uses["negatives"] = f"v{self.state.negatives_version:06d}"
+        if use := self.refresher.plan.begun(step - 1):
+            uses["negatives"] = f"v{use.version:06d}"
         self.tracker.artifact("snapshot", path, identity=digest, step=step, uses=uses)
 
     def _leave(self) -> int:
@@ -343,7 +342,3 @@ class _Loop:
             write_json(self.job.run.done, {"steps": self.state.step, "world_size": world_size()})
         barrier()
         return 0
-
-    def _age(self, step: int) -> int:
-        version = self.state.negatives_version
-        return step - self.borders[version - 1] if version else 0

@@ -1,8 +1,7 @@
-"""The trainer's side of a refresh: when, what it asks for, and how it waits.
+"""What passes between trainer and miner: a request, a version that is published, or word of a failure.
 
-Trainer and miner are different processes that share the run folder. At a refresh step the trainer writes a snapshot
-and a request; the miner (`launch.miner`) publishes the negatives version that was asked for; every rank waits
-for its manifest. Which version a step uses follows from the step alone, so no rank can differ from another.
+They are different processes that share the run folder, and either may die and begin again. At a refresh the trainer
+writes a snapshot and a request; the miner (`launch.miner`) publishes the negatives version that was asked for.
 """
 
 from __future__ import annotations
@@ -13,36 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_shards.atomic import read_json, write_json
-from data_shards.errors import UserError
 from data_shards.negatives import NegativesVersion, published_versions
 from train.run_folder import RunFolder
 
 _POLL_S = 0.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class RefreshConfig:
-    """When negatives are mined anew."""
-
-    first_step: int = 0
-    """The first refresh comes before this step; 0 turns mining off."""
-    every_steps: int = 0
-    """Steps from one refresh to the next; 0 leaves it at the first."""
-    timeout_s: int = 3600
-    """A version that takes longer than this ends the run."""
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        if min(self.first_step, self.every_steps) < 0 or self.timeout_s < 1:
-            raise UserError("refresh.first_step and every_steps must be 0 or more, timeout_s at least 1")
-        if self.every_steps and not self.first_step:
-            raise UserError("refresh.every_steps is set but first_step is 0, which turns mining off; set first_step")
-
-    def borders(self, total_steps: int) -> list[int]:
-        """Return the steps before which a refresh happens."""
-        if not 0 < self.first_step < total_steps:
-            return []
-        return list(range(self.first_step, total_steps, self.every_steps or total_steps))
 
 
 class RefreshFailedError(RuntimeError):
@@ -59,6 +32,8 @@ class RefreshRequest:
     snapshot_step: int
     from_step: int
     to_step: int
+    sources: tuple[str, ...] = ()
+    """Where negatives come from, in place of `mining.sources`: the warm-up has no encoder to ask."""
 
     def write(self, run: RunFolder) -> None:
         """Leave the request for the miner; asking twice is asking once."""
@@ -70,7 +45,8 @@ class RefreshRequest:
     @classmethod
     def read(cls, path: Path) -> RefreshRequest:
         """Read a request."""
-        return cls(**read_json(path))
+        row = read_json(path)
+        return cls(**{**row, "sources": tuple(row["sources"])})
 
 
 def request_path(run: RunFolder, version: int) -> Path:

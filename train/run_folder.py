@@ -80,6 +80,11 @@ class RunFolder:
         return self.root / "requests"
 
     @property
+    def mining(self) -> Path:
+        """There while the ranks have left their devices to the miner: the version they wait for."""
+        return self.root / "mining.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object a line: steps, dev evaluations, refreshes."""
         return self.root / "metrics.jsonl"

@@ -29,6 +29,8 @@ class StepSums:
     squares: float
     asked: bool
     """Whether any rank was asked to stop: it travels along, to save a collective a step."""
+    said: list[float]
+    """What the ranks said beside it, see `train.arrivals`."""
 
     @property
     def queries(self) -> float:
@@ -40,11 +42,19 @@ class StepSums:
         """Mean over queries."""
         return self.by_name["loss"][0] / self.queries
 
+    @property
+    def hard_loss(self) -> float | None:
+        """Mean over queries that have hard negatives; None where no query has."""
+        queries = self.by_name["hard_queries"][0]
+        return self.by_name["hard_loss"][0] / queries if queries else None
+
     def values(self) -> dict[str, Any]:
         """Return what the log shows of them."""
         sums = {name: values[0] for name, values in self.by_name.items()}
         shown: dict[str, Any] = {name: sums[name] / self.queries for name in _PER_QUERY if name in sums}
         shown["masked"] = sums["masked"]
+        if (hard_loss := self.hard_loss) is not None:
+            shown["hard_loss"] = hard_loss
         if "alignment" in sums:
             shown["alignment"] = sums["alignment"] / sums["positives"]
             if sums["uniformity"] > 0:
@@ -55,8 +65,10 @@ class StepSums:
         return shown
 
 
-def add_up(outputs: Sequence[LossOutput], batches: Sequence[StepBatch], *, asked: bool) -> StepSums:
-    """Add parts and ranks up; every rank calls it."""
+def add_up(
+    outputs: Sequence[LossOutput], batches: Sequence[StepBatch], *, asked: bool, say: Sequence[float] = ()
+) -> StepSums:
+    """Add parts and ranks up; every rank calls it, and all say equally many numbers."""
     names = list(outputs[0].sums)
     parts: list[Tensor] = [torch.stack([output.sums[name] for output in outputs]).sum(0) for name in names]
     sizes = [part.numel() for part in parts]
@@ -66,12 +78,20 @@ def add_up(outputs: Sequence[LossOutput], batches: Sequence[StepBatch], *, asked
         sum(batch.padded_tokens for batch in batches),
         sum(batch.squares for batch in batches),
         int(asked),
+        *say,
     )
     flat = torch.cat([*(part.flatten().double() for part in parts), parts[0].new_tensor(counts, dtype=torch.float64)])
-    *total, skipped, tokens, padded, squares, stops = sum_over_ranks(flat).tolist()
+    total = sum_over_ranks(flat).tolist()
     by_name = {}
     for name, size in zip(names, sizes, strict=True):
         by_name[name], total = total[:size], total[size:]
+    skipped, tokens, padded, squares, stops, *said = total
     return StepSums(
-        by_name=by_name, skipped=skipped, tokens=tokens, padded_tokens=padded, squares=squares, asked=stops > 0
+        by_name=by_name,
+        skipped=skipped,
+        tokens=tokens,
+        padded_tokens=padded,
+        squares=squares,
+        asked=stops > 0,
+        said=said,
     )

@@ -29,12 +29,12 @@ def dataset(tmp_path: Path) -> PairDataset:
 
 def test_a_batch_is_a_pure_function_of_its_step(dataset: PairDataset, encoder: Encoder) -> None:
     loader = open_loader(dataset, encoder)
-    in_order = [batch for (batch,) in loader.steps(0, 5, None)]
+    in_order = [batch for (batch,) in loader.steps(0, 5)]
     alone = open_loader(PairDataset(Path(dataset.location)), encoder).load(3, None)
     assert [batch.step for batch in in_order] == [0, 1, 2, 3, 4]
     assert same(in_order[3], alone)
     assert not same(in_order[3], in_order[2])
-    assert same(next(iter(loader.steps(3, 4, None)))[0], alone)
+    assert same(next(iter(loader.steps(3, 4)))[0], alone)
 
 
 @pytest.mark.parametrize("world", [1, 3])
@@ -45,7 +45,7 @@ def test_accumulation_cuts_a_step_into_stretches_of_the_global_batch(
     loaders = [
         open_loader(dataset, encoder, batch_size=12, accumulation=2, rank=rank, world=world) for rank in range(world)
     ]
-    steps = [list(loader.steps(0, 2, None)) for loader in loaders]
+    steps = [list(loader.steps(0, 2)) for loader in loaders]
     order = dataset.order(batch_size=12, seed=3)
     for step in range(2):
         numbers = order.batch(step).tolist()
@@ -64,7 +64,7 @@ def test_steps_are_read_ahead_but_not_far(dataset: PairDataset, encoder: Encoder
     read: list[int] = []
     load = loader.load
     loader.load = lambda step, *rest: read.append(step) or load(step, *rest)  # type: ignore[func-returns-value,method-assign]
-    batches = loader.steps(0, 100, None)
+    batches = loader.steps(0, 100)
     assert next(batches)[0].step == 0
     deadline = time.monotonic() + 5
     while len(read) < 4 and time.monotonic() < deadline:
@@ -76,7 +76,7 @@ def test_steps_are_read_ahead_but_not_far(dataset: PairDataset, encoder: Encoder
 
 
 def test_leaving_early_ends_the_thread(dataset: PairDataset, encoder: Encoder) -> None:
-    for (batch,) in open_loader(dataset, encoder, prefetch_steps=1).steps(0, 1000, None):
+    for (batch,) in open_loader(dataset, encoder, prefetch_steps=1).steps(0, 1000):
         if batch.step == 2:
             break
     del batch
@@ -88,7 +88,7 @@ def test_what_the_reading_thread_raises_is_raised_here(dataset: PairDataset, enc
     shard = Path(dataset.location) / "train-000001.tar"
     shard.write_bytes(bytes(shard.stat().st_size))
     with pytest.raises(ShardCorruptError, match=r"train-000001\.tar at byte"):
-        list(open_loader(dataset, encoder).steps(0, 3, None))
+        list(open_loader(dataset, encoder).steps(0, 3))
     assert reading_threads() == []
 
 
@@ -111,7 +111,7 @@ def test_damaged_pairs_are_left_out_and_counted(dataset: PairDataset, encoder: E
     order = dataset.order(batch_size=4, seed=3)
     loader = open_loader(damaged, encoder)
     skipped = 0
-    for (batch,) in loader.steps(0, 6, mined):
+    for (batch,) in loader.steps(0, 6, lambda step: mined):
         numbers = [number for number in order.batch(batch.step).tolist() if number not in (1, 11)]
         assert batch.labels.query_hash_b.tolist() == [text_hash(f"query {number}") for number in numbers]
         wanted = [*(f"passage p{number}" for number in numbers), *(f"negative of {number}" for number in numbers)]

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from data_shards.errors import UserError
 from launch import local
 from launch.children import Child
 from launch.config import RunConfig, load_config
+from launch.kept_miner import KeptMiner
 from launch.local import Outcome, TrainingFailedError, _killed_rank, train_here
 from train.run_folder import RunFolder
 
@@ -52,13 +54,14 @@ def train(
         return Child(name, [sys.executable, "-c", script, str(run.root)], log=log, environment={})
 
     monkeypatch.setattr(local, "prepare_run", lambda config, *, resume: run)
-    monkeypatch.setattr(local, "_start_ranks", lambda run, config: start("training", ranks))
-    monkeypatch.setattr(local, "_start_miner", lambda run: start("miner", miner))
+    monkeypatch.setattr(local, "_start_ranks", lambda run, config, **others: start("training", ranks))
+    kept = partial(KeptMiner, start=lambda: start("miner", miner))
+    monkeypatch.setattr(local, "KeptMiner", kept)
     return train_here(config(), **options)
 
 
 def config() -> RunConfig:
-    return load_config(None, ["--refresh.first_step=3"])
+    return load_config(None, ["--refresh.first_step=3", "--refresh.miner_restarts=0"])
 
 
 @pytest.fixture

@@ -81,6 +81,8 @@ def test_the_sums_that_are_logged_by_hand() -> None:
         "hardest_negative_score": 0.6 + 1,
         "masked": 0,
         "queries": 2,
+        "hard_loss": log(1 + exp(-2)),
+        "hard_queries": 1,
     }
     assert sums() == pytest.approx(by_hand, abs=1e-12)
 
@@ -274,3 +276,23 @@ def test_uniformity_looks_at_a_bounded_number_of_passages() -> None:
     found = Objective(LossConfig(), device=CPU)(many, many, whose, details=True).sums
     assert found["uniformity_pairs"].item() == 367 * 366 / 2
     assert found["positive_score_histogram"].sum().item() == 1100
+
+
+def test_the_loss_over_hard_negatives_by_hand() -> None:
+    """Of q0 alone: its positive scores 1, its negative 0, and at temperature 0.5 the gap is -2."""
+    found = sums()
+    assert found["hard_queries"] == 1
+    assert found["hard_loss"] == pytest.approx(log(1 + exp(-2)), abs=1e-12)
+
+
+def test_of_several_positives_the_farthest_and_every_hard_negative_count() -> None:
+    """q0 has the positives p0 (1) and p1 (0.6) and its negative twice over, once as q1's own, above its positive."""
+    found = sums(owner_n=[0, 0, 0], positive_n=[True, True, False])
+    assert (found["hard_queries"], found["hard_loss"]) == (1, pytest.approx(log(1 + exp(-1.2)), abs=1e-12))
+    beyond = sums(owner_n=[0, 1, 1])
+    assert (beyond["hard_queries"], beyond["hard_loss"]) == (1, pytest.approx(log(1 + exp(0.4)), abs=1e-12))
+
+
+def test_without_hard_negatives_there_is_no_loss_over_them() -> None:
+    found = sums(positive_n=[True, True, True])
+    assert (found["hard_queries"], found["hard_loss"]) == (0, 0)

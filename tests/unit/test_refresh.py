@@ -10,10 +10,8 @@ import pytest
 
 from data_shards.atomic import write_json
 from data_shards.errors import ShardCorruptError, UserError
-from data_shards.negatives import MinedNegative, NegativesManifest, NegativesRow, write_negatives
-from tests.unit.tiny import passage
+from tests.unit.negatives_helper import publish
 from train.refresh import (
-    RefreshConfig,
     RefreshFailedError,
     RefreshRequest,
     failed_path,
@@ -25,25 +23,6 @@ from train.run_folder import RunFolder
 REQUEST = RefreshRequest(version=2, snapshot="snapshots/step-0000060", snapshot_step=60, from_step=60, to_step=80)
 
 
-def publish(run: RunFolder, version: int, dataset_id: str = "sha256:a") -> Path:
-    """Publish a version with one negative."""
-    manifest = NegativesManifest(
-        version=version,
-        dataset_id=dataset_id,
-        from_step=60,
-        to_step=80,
-        snapshot_hash="sha256:b",
-        snapshot_step=60,
-        per_query=1,
-        index={},
-        filters={},
-        scores={"positive": 0.7, "negative": 0.4},
-        seconds={},
-    )
-    mined = [MinedNegative(passage("n", "mined"), 0.5)]
-    return write_negatives(run.negatives, manifest, [NegativesRow("train-000000", 3, "000000003", mined)])
-
-
 def wait(run: RunFolder, version: int = 2, *, timeout_s: float = 5, stop: bool = False) -> object:
     return wait_for_version(run, version, dataset_id="sha256:a", timeout_s=timeout_s, give_up=lambda: stop)
 
@@ -51,35 +30,6 @@ def wait(run: RunFolder, version: int = 2, *, timeout_s: float = 5, stop: bool =
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("first", "every", "total", "borders"),
-    [
-        (60, 20, 105, [60, 80, 100]),
-        (60, 20, 100, [60, 80]),
-        (60, 0, 105, [60]),
-        (0, 0, 105, []),
-        (105, 20, 105, []),
-        (104, 20, 105, [104]),
-        (1, 1, 4, [1, 2, 3]),
-    ],
-)
-def test_borders_by_hand(first: int, every: int, total: int, borders: list[int]) -> None:
-    assert RefreshConfig(first_step=first, every_steps=every).borders(total) == borders
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"first_step": -1}, "refresh.first_step and every_steps must be 0 or more, timeout_s at least 1"),
-        ({"timeout_s": 0}, "timeout_s at least 1"),
-        ({"every_steps": 20}, "every_steps is set but first_step is 0, which turns mining off; set first_step"),
-    ],
-)
-def test_a_cadence_that_makes_no_sense_is_refused(settings: dict[str, int], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        RefreshConfig(**settings)
 
 
 def test_a_request_comes_back_and_asking_twice_is_asking_once(run: RunFolder) -> None:

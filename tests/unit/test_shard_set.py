@@ -200,7 +200,7 @@ def test_a_rank_asks_for_the_shards_of_its_own_lanes_only(
     for rank in range(4):
         (storage,) = afar(monkeypatch, tmp_path / "p").values()
         batches = loader(PairDataset(tmp_path / "p"), encoder, rank, 4)
-        for (batch,) in batches.steps(0, 40, None):  # an epoch
+        for (batch,) in batches.steps(0, 40):  # an epoch
             assert batch.skipped == 0
         assert len(storage.asked) == 2, "at the first step and at step 32"
         assert set(storage.held) <= {name for names in storage.asked for name in names}, "all were asked for before"
@@ -215,7 +215,7 @@ def test_a_local_dataset_is_not_asked_to_fetch(
 ) -> None:
     dataset = write_pairs(tmp_path / "p", (pair(number) for number in range(16)))
     monkeypatch.setattr(dataset, "prefetch", lambda ordinals: pytest.fail("nothing is to be fetched"))
-    assert len(list(loader(dataset, encoder, 0, 2).steps(0, 2, None))) == 2
+    assert len(list(loader(dataset, encoder, 0, 2).steps(0, 2))) == 2
 
 
 def test_pairs_are_read_from_afar_as_from_near(tmp_path: Path, encoder: Encoder) -> None:
@@ -233,7 +233,7 @@ def test_pairs_are_read_from_afar_as_from_near(tmp_path: Path, encoder: Encoder)
         assert remote.dataset_id == near.dataset_id
         assert list(remote) == list(near)
         one, other = (loader(dataset, encoder, 1, 2) for dataset in (near, remote))
-        for (mine,), (theirs,) in zip(one.steps(0, 6, None), other.steps(0, 6, None), strict=True):
+        for (mine,), (theirs,) in zip(one.steps(0, 6), other.steps(0, 6), strict=True):
             assert mine.labels.query_hash_b.tolist() == theirs.labels.query_hash_b.tolist()
     finally:
         memory.rm("/shard-set-test", recursive=True)

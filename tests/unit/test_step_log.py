@@ -38,14 +38,25 @@ def batch(*, skipped: int = 0, tokens: int = 0, padded_tokens: int = 0) -> StepB
 
 
 def test_parts_are_added_up() -> None:
-    first = output(queries=3, loss=6.0, accuracy=2, masked=1)
-    second = output(queries=1, loss=1.0, accuracy=1, masked=4)
+    first = output(queries=3, loss=6.0, accuracy=2, masked=1, hard_loss=0, hard_queries=0)
+    second = output(queries=1, loss=1.0, accuracy=1, masked=4, hard_loss=0, hard_queries=0)
     batches = [batch(skipped=1, tokens=10, padded_tokens=12), batch(skipped=2, tokens=5, padded_tokens=9)]
     sums = add_up([first, second], batches, asked=False)
     assert (sums.queries, sums.loss) == (4, 7 / 4)
     assert (sums.skipped, sums.tokens, sums.padded_tokens, sums.asked) == (3, 15, 21, False)
     assert sums.values() == {"loss": 7 / 4, "accuracy": 3 / 4, "masked": 5}
+    assert sums.hard_loss is None
     assert add_up([first], [batch()], asked=True).asked
+
+
+def test_what_ranks_say_and_the_loss_over_hard_negatives_by_hand() -> None:
+    """The mean is over the queries that have hard negatives, not over all."""
+    first = output(queries=3, loss=6.0, masked=0, hard_loss=1.5, hard_queries=2)
+    second = output(queries=3, loss=6.0, masked=0, hard_loss=0.5, hard_queries=1)
+    sums = add_up([first, second], [batch()], asked=False, say=(4.0, 0.0, 1.0))
+    assert sums.said == [4, 0, 1]
+    assert sums.hard_loss == pytest.approx(2 / 3)
+    assert sums.values()["hard_loss"] == pytest.approx(2 / 3)
 
 
 def test_details_by_hand() -> None:
@@ -57,6 +68,8 @@ def test_details_by_hand() -> None:
                 queries=4,
                 loss=4.0,
                 masked=0,
+                hard_loss=0.0,
+                hard_queries=0,
                 alignment=3.0,
                 positives=6,
                 uniformity=0.5,
@@ -81,7 +94,15 @@ def test_details_by_hand() -> None:
 
 
 def test_one_passage_has_no_uniformity() -> None:
-    sums = {"queries": 1, "loss": 1.0, "masked": 0, "alignment": 0.5, "positives": 1}
+    sums = {
+        "queries": 1,
+        "loss": 1.0,
+        "masked": 0,
+        "alignment": 0.5,
+        "positives": 1,
+        "hard_loss": 0,
+        "hard_queries": 0,
+    }
     bare = {"uniformity": 0.0, "uniformity_pairs": 0}
     histograms = {f"{side}_score_histogram": [0.0] * BINS for side in ("positive", "negative")}
     assert "uniformity" not in add_up([output(**sums, **bare, **histograms)], [batch()], asked=False).values()
@@ -107,7 +128,16 @@ def test_what_the_objective_gives_can_be_shown(details: bool) -> None:
     assert isinstance(sums, StepSums)
     assert sums.queries == 2 * len(made.query_QD)
     values = sums.values()
-    wanted = {"loss", "accuracy", "positive_score", "hardest_negative_score", "distill", "base", "masked"}
+    wanted = {
+        "hard_loss",
+        "loss",
+        "accuracy",
+        "positive_score",
+        "hardest_negative_score",
+        "distill",
+        "base",
+        "masked",
+    }
     more = {"temperature", "alignment", "uniformity", "positive_scores", "negative_scores"}
     assert set(values) == (wanted | more if details else wanted)
     assert all(math.isfinite(value) for value in values.values() if isinstance(value, float))

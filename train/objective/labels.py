@@ -59,4 +59,4 @@ class LossOutput:
     sums: dict[str, Tensor]
     """Without graph; add them over ranks. Scalars to divide by `queries`, where a query with several positives counts
     as their mean: loss (unweighted), accuracy, positive_score, hardest_negative_score, masked; distill and base
-    where those are on. `details` says what a logged step adds."""
+    where those are on; `hard` and `details` say what else there is."""

@@ -21,6 +21,7 @@ from train.objective.blocks import add_contrastive
 from train.objective.config import LossConfig
 from train.objective.details import logged_details
 from train.objective.distill import add_distillation, check_teacher
+from train.objective.hard import hard_loss
 from train.objective.labels import Labels, LossOutput
 from train.objective.own import own_passages
 from train.objective.temperature import Temperature
@@ -86,6 +87,7 @@ class Objective:
         temperature.count_call()
         sums["loss"] = (loss_r * batch.pairs.share_r).sum()
         sums["queries"] = loss_r.new_tensor(len(query_bD))
+        sums |= hard_loss(batch.query_bD, batch.passage_nD, labels, self.temperature)
         if details:
             sums |= logged_details(batch, labels, self.temperature)
         return LossOutput(
