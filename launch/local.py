@@ -23,7 +23,7 @@ from data_shards.errors import UserError
 from data_shards.negatives import published_versions
 from launch.children import Child, Companion
 from launch.config import RunConfig
-from launch.devices import has_cuda, split_devices, threads_per_rank
+from launch.devices import Devices, has_cuda, split_devices, threads_per_rank
 from launch.failures import TrainingFailedError, failure_of, mining_failed
 from launch.kept_miner import KeptMiner
 from launch.runs import prepare_run, save_config
@@ -65,6 +65,7 @@ def train_here(config: RunConfig, *, resume: bool = False, on_event: OnEvent = l
         UserError: the config does not fit data, folder or machine.
         TrainingFailedError: a rank or the miner failed.
     """
+    devices = split_devices(config)
     run = prepare_run(config, resume=resume)
     lock = hold(run.lock, alone=True)
     if lock is None:
@@ -84,16 +85,20 @@ def train_here(config: RunConfig, *, resume: bool = False, on_event: OnEvent = l
                     write_json(run.stopped, {"step": 0, "reason": f"signal {signal.Signals(stop[0]).name}"})
                 if stop or not run.adapted.exists():
                     return _outcome(run, ranks, dead)
-            return _train(run, config, stop, rows, on_event)
+            return _train(run, config, devices, stop, rows, on_event)
     finally:
         lock.close()
 
 
 def _train(
-    run: RunFolder, config: RunConfig, stop: list[int], rows: Callable[[], list[Row]], on_event: OnEvent
+    run: RunFolder,
+    config: RunConfig,
+    devices: Devices,
+    stop: list[int],
+    rows: Callable[[], list[Row]],
+    on_event: OnEvent,
 ) -> Outcome:
     """Run the ranks, with the miner beside them, or in turn with it where both need the same devices."""
-    devices = split_devices(config)
     beside = config.refresh.on and not config.refresh.gives_back(
         cuda=has_cuda(), cluster=bool(config.workers.address)
     )

@@ -103,6 +103,11 @@ class Miner:
             waiting = sorted(paths.keys() - published)
         return RefreshRequest.read(paths[waiting[0]]) if waiting else None
 
+    @property
+    def every_steps(self) -> int:
+        """Steps from one refresh to the next; 0 where there is one alone."""
+        return self._config.refresh.cadence(self._order, sys.maxsize).every
+
     def serve(self, request: RefreshRequest, root: Path) -> MiningReport:
         """Make one version: embed, index, search, filter, publish."""
         self._known = self._known or KnownPositives(self._pairs)
@@ -125,7 +130,7 @@ class Miner:
         )
 
 
-def request_by_hand(run: RunFolder, config: RunConfig, root: Path) -> RefreshRequest:
+def request_by_hand(run: RunFolder, root: Path, *, every_steps: int) -> RefreshRequest:
     """Return a request for the steps ahead of the newest snapshot, up to where the next refresh would come."""
     snapshots = [path for path in (run.root / "snapshots").glob("*") if (path / "dipole.json").exists()]
     # The adapted one is of step 0 as well, and newer than the first.
@@ -136,7 +141,7 @@ def request_by_hand(run: RunFolder, config: RunConfig, root: Path) -> RefreshReq
         snapshot=str(newest.relative_to(run.root)),
         snapshot_step=step,
         from_step=step,
-        to_step=step + (config.refresh.every_steps or _BY_HAND_STEPS),
+        to_step=step + (every_steps or _BY_HAND_STEPS),
     )
 
 

@@ -97,7 +97,7 @@ class Mine:
             request, root = miner.next_request(), run.negatives
             if request is None:
                 root = run.root / "mined"
-                request = request_by_hand(run, config, root)
+                request = request_by_hand(run, root, every_steps=miner.every_steps)
             report = miner.serve(request, root)
         return asdict(report)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from data_shards.negatives import published_versions
 from data_shards.reader import PairDataset
 from launch.config import load_config
 from tests.e2e.conftest import dipole, tiny_toml
@@ -51,7 +52,7 @@ def uninterrupted(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     run = _copy(start, tmp_path_factory.mktemp("uninterrupted") / "run")
     answer = dipole("train", run / "config.toml", "--resume")
     assert answer["steps"] == 12
-    assert sorted(path.name for path in (run / "negatives").iterdir()) == ["v000001", "v000002", "v000003"]
+    assert published_versions(run / "negatives") == [1, 2, 3]
     return run
 
 
@@ -87,6 +88,31 @@ def test_resume_is_exact_after_kill_9(start: Path, uninterrupted: Path, tmp_path
         watched.clean_up()
     assert not (run / "done.json").exists(), "it should have been killed before its end"
     dipole("train", run / "config.toml", "--resume")
+    _assert_same(run, uninterrupted)
+
+
+@pytest.mark.parametrize("give_back", ["on", pytest.param("off", marks=pytest.mark.slow)])
+def test_a_killed_miner_is_started_again_and_the_run_is_the_same(uninterrupted: Path, tmp_path: Path, give_back: str):
+    """In phases, with the ranks' devices given back to it or not: nobody has to resume anything.
+
+    The run is set back to step 10, and its newest negatives, of step 11, are lost.
+    """
+    run = _copy(uninterrupted, tmp_path / "run")
+    (run / "done.json").unlink()
+    for lost in ("snapshots/final", "checkpoints/step-0000012", "negatives/v000003", "mining"):
+        shutil.rmtree(run / lost, ignore_errors=True)
+    watched = Watched("train", run / "config.toml", "--resume", f"--refresh.give_back={give_back}")
+    try:
+        watched.wait_for(lambda: list((run / "mining").glob("v*/embeddings-*")))
+        (miner,) = watched.running("launch.miner")
+        assert (give_back == "off") == bool(watched.running("launch.train_worker"))
+        miner.kill()
+        code, output = watched.wait()
+        assert code == 0, output
+        assert "the miner ended (exit code -9) and is started again in 1 s" in output
+        assert watched.ends_within(10) == []
+    finally:
+        watched.clean_up()
     _assert_same(run, uninterrupted)
 
 

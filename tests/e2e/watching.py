@@ -60,6 +60,10 @@ class Watched:
                 continue
         return found
 
+    def running(self, module: str) -> list[psutil.Process]:
+        """Return the processes that run a module as `python -m`."""
+        return [process for process in self.family() if process.cmdline()[1:3] == ["-m", module]]
+
     def rank(self, number: int) -> psutil.Process:
         """Return the process of a training rank."""
         for process in self.family():

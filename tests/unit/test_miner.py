@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,25 @@ def test_a_failed_request_is_tried_again_by_a_new_miner_and_its_marker_is_no_req
     assert Miner(run, config).next_request() == request
 
 
+def test_beside_training_the_newest_request_is_served_and_those_before_it_are_left_out(
+    run: RunFolder, config: RunConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    refresh = replace(config.refresh, way="async", first_step=1, every_epochs=2.0)
+    miner = Miner(run, replace(config, refresh=refresh))
+    assert miner.every_steps == 3
+    ask(run, 1)
+    assert miner.next_request() == ask(run, 1)
+    ask(run, 2)
+    with caplog.at_level("INFO"):
+        newest = ask(run, 3)
+        assert miner.next_request() == newest == miner.next_request()
+    assert [row.message for row in caplog.records] == [
+        f"version {version} is left out: a newer one is asked for" for version in (1, 2)
+    ]
+    publish(run.negatives, 3)
+    assert miner.next_request() is None, "the ones before are of no use any more"
+
+
 def test_half_a_request_or_version_is_not_seen(run: RunFolder, config: RunConfig) -> None:
     request = ask(run, 1)
     (run.requests / ".tmp-1-v000000.json").write_text('{"vers')
@@ -101,18 +121,15 @@ def test_a_stretch_over_several_datasets_is_mined_without_what_is_damaged(
     assert (json.loads(line)["shard"], json.loads(line)["row"]) == (str(path), 0)
 
 
-def test_by_hand_the_newest_snapshot_mines_for_the_steps_ahead(
-    run: RunFolder, config: RunConfig, snapshot: Path
-) -> None:
+def test_by_hand_the_newest_snapshot_mines_for_the_steps_ahead(run: RunFolder, snapshot: Path) -> None:
     encoder = load_encoder(snapshot)
     save_snapshot(encoder, run.initial)
     save_snapshot(encoder, run.snapshot(40), step=40)
     save_snapshot(encoder, run.snapshot(200), step=200)
     (run.root / "snapshots" / ".tmp-1-step-0000300").mkdir()
     publish(run.root / "mined", 3)
-    assert request_by_hand(run, config, run.root / "mined") == RefreshRequest(
+    assert request_by_hand(run, run.root / "mined", every_steps=0) == RefreshRequest(
         version=4, snapshot="snapshots/step-0000200", snapshot_step=200, from_step=200, to_step=300
     )
-    cadence = load_config(None, ["--refresh.first_step=40", "--refresh.every_steps=20"])
-    assert request_by_hand(run, cadence, run.root / "other").to_step == 220
-    assert request_by_hand(run, cadence, run.root / "other").version == 1
+    assert request_by_hand(run, run.root / "other", every_steps=20).to_step == 220
+    assert request_by_hand(run, run.root / "other", every_steps=20).version == 1
