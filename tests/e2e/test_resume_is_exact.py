@@ -103,7 +103,7 @@ def test_a_killed_miner_is_started_again_and_the_run_is_the_same(uninterrupted: 
         shutil.rmtree(run / lost, ignore_errors=True)
     watched = Watched("train", run / "config.toml", "--resume", f"--refresh.give_back={give_back}")
     try:
-        watched.wait_for(lambda: list((run / "mining").glob("v*/embeddings-*")))
+        watched.wait_for(lambda: list((run / "mining").rglob("part-*.npy")))
         (miner,) = watched.running("launch.miner")
         assert (give_back == "off") == bool(watched.running("launch.train_worker"))
         miner.kill()

@@ -61,8 +61,8 @@ class Watched:
         return found
 
     def running(self, module: str) -> list[psutil.Process]:
-        """Return the processes that run a module as `python -m`."""
-        return [process for process in self.family() if process.cmdline()[1:3] == ["-m", module]]
+        """Return the processes that run a module, or have it run."""
+        return [process for process in self.family() if module in process.cmdline()]
 
     def rank(self, number: int) -> psutil.Process:
         """Return the process of a training rank."""
