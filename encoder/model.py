@@ -195,14 +195,18 @@ class Encoder(nn.Module):
         token_BTD: Tensor = backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return token_BTD
 
-    def set_attention(self, kind: Attention) -> None:
+    def set_attention(self, kind: Attention, device: torch.device | None = None) -> None:
         """Choose the attention of all towers, for this process alone: snapshots know nothing of it.
+
+        Args:
+            kind: of attention.
+            device: where the encoder will run; by default where its weights are.
 
         Raises:
             UserError: this backbone, or this machine, cannot.
         """
         for backbone in self.backbones:
-            set_attention(backbone, kind)
+            set_attention(backbone, kind, device)
         self._packed = kind == "packed"
 
     def set_gradient_checkpointing(self, on: bool = True) -> None:

@@ -203,9 +203,7 @@ def _prepare(model: nn.Module, config: EngineConfig, device: torch.device) -> No
     """Set what has to be set before the model is wrapped, on the encoder that it is or holds."""
     encoder = next((module for module in model.modules() if isinstance(module, Encoder)), None)
     if encoder is not None:
-        # PyTorch's fused attention multiplies head by head on a CPU: in bfloat16 a step took 1.5 times as long.
-        usual: Attention = "sdpa" if device.type == "cuda" else "eager"
-        encoder.set_attention(usual if config.attention == "auto" else config.attention)
+        encoder.set_attention(config.attention, device)
         encoder.set_gradient_checkpointing(config.gradient_checkpointing)
         if config.compile:
             for backbone in encoder.backbones:
