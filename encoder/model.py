@@ -144,9 +144,10 @@ class Encoder(nn.Module):
         if settings.towers == "two":
             if passage_backbone is None:
                 self.passage_backbone = copy.deepcopy(backbone)
-                self.passage_projection = copy.deepcopy(self.projection)
             else:
                 prepare_backbone(passage_backbone, bidirectional=settings.bidirectional)
+            if passage_projection is None:
+                self.passage_projection = copy.deepcopy(self.projection)
         self.tokenizer = tokenizer
         self.settings = settings
         self.lora: LoraConfig | None = None
