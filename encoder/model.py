@@ -21,9 +21,10 @@ from encoder.pooling import Pooling, pool
 from encoder.tokenizer import train_wordpiece
 from encoder.towers import Side as Side  # handed on: whoever calls an encoder names a side
 
-_TOKENIZING = threading.Lock()
+TOKENIZING = threading.Lock()
 """A tokenizer keeps the length of its last call, so two threads that cut at different lengths would mix them up:
-one reads ahead for training while another evaluates. One lock for all encoders, so that they can be copied."""
+one reads ahead for training while another evaluates, or writes a snapshot. One lock for all encoders, so that they can
+be copied."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +238,7 @@ class Encoder(nn.Module):
         else:
             pairs = zip(texts, sources, strict=True)
             prompted = [self.settings.prompt(side, source) + text for text, source in pairs]
-        with _TOKENIZING:
+        with TOKENIZING:
             encoded = self.tokenizer(prompted, truncation=True, max_length=longest, return_attention_mask=False)
         ids: list[list[int]] = encoded["input_ids"]
         return ids
