@@ -23,8 +23,8 @@ from encoder.towers import Side as Side  # handed on: whoever calls an encoder n
 
 TOKENIZING = threading.Lock()
 """A tokenizer keeps the length of its last call, so two threads that cut at different lengths would mix them up:
-one reads ahead for training while another evaluates, or writes a snapshot. One lock for all encoders, so that they can
-be copied."""
+one reads ahead for training while another evaluates, or writes a snapshot. One lock for all encoders, so that they
+can be copied."""
 
 
 @dataclass(frozen=True, kw_only=True)
