@@ -142,7 +142,7 @@ class Keeper:
             self._surpassed = [older for older in path.parent.glob("best-*") if older != path]
 
     def _forget_later_bests(self, state: TrainState) -> None:
-        """Let the best be what it was at the checkpoint: what came later is of a future that may turn out otherwise."""
+        """Let the best be what it was at the checkpoint: what came later may turn out otherwise."""
         if rank() != 0 or self._root != self._run.checkpoints:
             return
         kept = self._run.best(state.best_step) if state.best_step else None
