@@ -21,9 +21,10 @@ from encoder.pooling import Pooling, pool
 from encoder.tokenizer import train_wordpiece
 from encoder.towers import Side as Side  # handed on: whoever calls an encoder names a side
 
-_TOKENIZING = threading.Lock()
+TOKENIZING = threading.Lock()
 """A tokenizer keeps the length of its last call, so two threads that cut at different lengths would mix them up:
-one reads ahead for training while another evaluates. One lock for all encoders, so that they can be copied."""
+one reads ahead for training while another evaluates, or writes a snapshot. One lock for all encoders, so that they
+can be copied."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,9 +145,10 @@ class Encoder(nn.Module):
         if settings.towers == "two":
             if passage_backbone is None:
                 self.passage_backbone = copy.deepcopy(backbone)
-                self.passage_projection = copy.deepcopy(self.projection)
             else:
                 prepare_backbone(passage_backbone, bidirectional=settings.bidirectional)
+            if passage_projection is None:
+                self.passage_projection = copy.deepcopy(self.projection)
         self.tokenizer = tokenizer
         self.settings = settings
         self.lora: LoraConfig | None = None
@@ -195,14 +197,18 @@ class Encoder(nn.Module):
         token_BTD: Tensor = backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return token_BTD
 
-    def set_attention(self, kind: Attention) -> None:
+    def set_attention(self, kind: Attention, device: torch.device | None = None) -> None:
         """Choose the attention of all towers, for this process alone: snapshots know nothing of it.
+
+        Args:
+            kind: of attention.
+            device: where the encoder will run; by default where its weights are.
 
         Raises:
             UserError: this backbone, or this machine, cannot.
         """
         for backbone in self.backbones:
-            set_attention(backbone, kind)
+            set_attention(backbone, kind, device)
         self._packed = kind == "packed"
 
     def set_gradient_checkpointing(self, on: bool = True) -> None:
@@ -232,7 +238,7 @@ class Encoder(nn.Module):
         else:
             pairs = zip(texts, sources, strict=True)
             prompted = [self.settings.prompt(side, source) + text for text, source in pairs]
-        with _TOKENIZING:
+        with TOKENIZING:
             encoded = self.tokenizer(prompted, truncation=True, max_length=longest, return_attention_mask=False)
         ids: list[list[int]] = encoded["input_ids"]
         return ids

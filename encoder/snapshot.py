@@ -31,7 +31,7 @@ from encoder.layout import (
     write_prompts,
 )
 from encoder.lora import merged
-from encoder.model import Encoder, EncoderSettings, with_settings
+from encoder.model import TOKENIZING, Encoder, EncoderSettings, with_settings
 from encoder.tokenizer import append_end_token, ensure_pad_token, lower_case
 from encoder.towers import Tower, read_towers
 
@@ -112,10 +112,11 @@ def _save_tokenizer(encoder: Encoder, folder: Path) -> None:
     tokenizer.model_max_length = encoder.settings.max_tokens
     # Positions are counted from the row's begin, padding included, so vectors are the same with padding behind alone.
     tokenizer.padding_side = "right"
-    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
-        backend.no_truncation()
-        backend.no_padding()
-    tokenizer.save_pretrained(folder)
+    with TOKENIZING:
+        if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+            backend.no_truncation()
+            backend.no_padding()
+        tokenizer.save_pretrained(folder)
 
 
 def snapshot_hash(path: Path) -> str:

@@ -20,7 +20,7 @@ from encoder.snapshot import load_encoder, save_snapshot
 from launch.config import RunConfig, load_config, to_toml
 from train.boards import check_tensorboard
 from train.dev import DevSet
-from train.engine import check_engine
+from train.engine import check_encoder, check_engine
 from train.job import TrainJob
 from train.run_folder import RunFolder
 
@@ -77,6 +77,7 @@ def prepare_run(config: RunConfig, *, resume: bool) -> RunFolder:
         raise UserError(f"{run.root} holds no run to resume; leave --resume out to start one")
     pairs, corpus = _check_data(config)
     encoder = build_encoder(config, corpus)
+    check_encoder(encoder, config.engine)
     if config.lora.rank:
         add_lora(copy.deepcopy(encoder), config.lora)  # for what it refuses; ranks add adapters themselves
     head = new_head(encoder, seed=config.run.seed) if config.adapt.on else None
@@ -148,11 +149,17 @@ def build_encoder(config: RunConfig, corpus: CorpusDataset | None) -> Encoder:
     """Load the model that the config names, or build one from scratch with a tokenizer trained on the corpus."""
     if config.encoder.model:
         encoder = load_encoder(config.encoder.model)
-        return with_settings(encoder, config.encoder.settings(encoder.settings))
-    if corpus is None:
+        encoder = with_settings(encoder, config.encoder.settings(encoder.settings))
+    elif corpus is None:
         raise UserError("set encoder.model, or data.corpus to train a tokenizer on for an encoder from scratch")
-    texts = (passage.content for passage in itertools.islice(corpus, _TOKENIZER_PASSAGES))
-    return scratch_encoder(config.scratch, _settings(config, EncoderSettings()), texts, seed=config.run.seed)
+    else:
+        texts = (passage.content for passage in itertools.islice(corpus, _TOKENIZER_PASSAGES))
+        settings = config.encoder.settings(EncoderSettings())
+        encoder = scratch_encoder(config.scratch, settings, texts, seed=config.run.seed)
+    if not (dims := config.loss.matryoshka_dims):
+        return encoder
+    config.loss.sizes(encoder.dim)  # refuses what the vectors lack
+    return with_settings(encoder, dataclasses.replace(encoder.settings, matryoshka_dims=tuple(sorted(dims))))
 
 
 def _check_together(config: RunConfig) -> None:
@@ -161,14 +168,6 @@ def _check_together(config: RunConfig) -> None:
         check_tensorboard()
     if config.loss.distill != "off" and config.batch.hard_negatives == 0 and config.batch.positives == 1:
         raise UserError("loss.distill compares a query's own passages; set batch.hard_negatives to 1 or more")
-
-
-def _settings(config: RunConfig, base: EncoderSettings) -> EncoderSettings:
-    """Return what the snapshots will say: what the config gives, in place of the model's own."""
-    settings = config.encoder.settings(base)
-    if config.loss.matryoshka_dims:
-        settings = dataclasses.replace(settings, matryoshka_dims=tuple(sorted(config.loss.matryoshka_dims)))
-    return settings
 
 
 def _check_data(config: RunConfig) -> tuple[PairDataset, CorpusDataset | None]:

@@ -137,6 +137,18 @@ def check_engine(config: EngineConfig, optimizer: OptimizerConfig, *, ranks: int
         raise UserError(f"{ranks} ranks on a machine with {gpus} GPUs; set run.ranks to {gpus}, or use more nodes")
 
 
+def check_encoder(encoder: Encoder, config: EngineConfig) -> None:
+    """Refuse, before any process starts, what this encoder cannot do; it is left as it was loaded.
+
+    Raises:
+        UserError: the backbone has no such attention, or no gradient checkpointing.
+    """
+    encoder.set_attention(config.attention, _device())
+    encoder.set_gradient_checkpointing(config.gradient_checkpointing)
+    encoder.set_attention("auto")
+    encoder.set_gradient_checkpointing(False)
+
+
 def start_engine(model: nn.Module, config: EngineConfig, optimizer: OptimizerConfig) -> Engine:
     """Join the process group and wrap the model.
 
@@ -158,7 +170,7 @@ def start_engine(model: nn.Module, config: EngineConfig, optimizer: OptimizerCon
 
 def start_process_group(config: EngineConfig, *, max_grad_norm: float = 0.0) -> Accelerator:
     """Set Accelerate up and make sure that it made what was asked: it drops what it cannot do in silence."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -203,13 +215,15 @@ def _prepare(model: nn.Module, config: EngineConfig, device: torch.device) -> No
     """Set what has to be set before the model is wrapped, on the encoder that it is or holds."""
     encoder = next((module for module in model.modules() if isinstance(module, Encoder)), None)
     if encoder is not None:
-        # PyTorch's fused attention multiplies head by head on a CPU: in bfloat16 a step took 1.5 times as long.
-        usual: Attention = "sdpa" if device.type == "cuda" else "eager"
-        encoder.set_attention(usual if config.attention == "auto" else config.attention)
+        encoder.set_attention(config.attention, device)
         encoder.set_gradient_checkpointing(config.gradient_checkpointing)
         if config.compile:
             for backbone in encoder.backbones:
                 backbone.compile(dynamic=True)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _cpu_flags() -> str:

@@ -6,11 +6,11 @@ import logging
 import shutil
 from pathlib import Path
 
-from data_shards.atomic import write_json
+from data_shards.atomic import read_json, write_json
 from data_shards.errors import UserError
 from encoder.model import Encoder
 from encoder.snapshot import save_snapshot, snapshot_hash
-from train.checkpoint import TrainState, check_fits, folder_of, newest_checkpoint, oldest_resumable
+from train.checkpoint import TrainState, check_fits, newest_checkpoint, oldest_resumable
 from train.checkpoint_saver import CheckpointSaver
 from train.collectives import rank
 from train.engine import Engine
@@ -44,6 +44,10 @@ class Keeper:
         """
         self._root = root or job.run.checkpoints
         self._keep = job.train.keep_checkpoints
+        self._deciding = job.dev.metrics[0].lower()
+        self._at: int | None = None  # the step whose checkpoint this process has written or read
+        self._surpassed: list[Path] = []  # best snapshots of before, until a checkpoint knows of the new one
+        self._going: list[Path] = []  # those that the checkpoint under way makes superfluous
         self._run, self._engine, self._encoder, self._objective = job.run, engine, encoder, objective
         self._saver = CheckpointSaver(
             self._root,
@@ -66,6 +70,7 @@ class Keeper:
                     f"none of the checkpoints in {self._root} is whole ({', '.join(damaged)}; the log "
                     "says why); copy one back, or start a new run with another run.out"
                 )
+            self._forget_later_bests(fresh)
             return fresh
         path, state = found
         check_fits(
@@ -83,17 +88,25 @@ class Keeper:
         self._engine.load(reader, reader.extra["engine"])
         if self._objective is not None:
             self._objective.load(reader.extra["objective"])
+        self._forget_later_bests(state)
+        self._at = state.step
         _log.info("resumed from %s", path.name)
         return state.taken_up_by(fresh)
 
     def checkpoint(self, state: TrainState) -> None:
-        """Begin to write a checkpoint; one of the same step that is there already stays."""
-        if folder_of(self._root, state.step).exists():
+        """Begin to write a checkpoint, unless the one of this step is this process's own.
+
+        Another one of this step is of a future that was passed over as damaged: it is replaced.
+        """
+        if self._at == state.step:
             return
         extra = {"engine": self._engine.extra()}
         if self._objective is not None:
             extra["objective"] = self._objective.state()
+        self.wait()
         self._saver.save(self._engine.pieces(), self._engine.shapes(), state, extra)
+        self._at = state.step
+        self._going, self._surpassed = self._surpassed, []
 
     def poll(self) -> None:
         """Raise what has become of the checkpoint under way, if it failed on this rank."""
@@ -102,6 +115,8 @@ class Keeper:
     def wait(self) -> None:
         """Wait until the checkpoint under way is there."""
         self._saver.wait()
+        while self._going:
+            shutil.rmtree(self._going.pop(), ignore_errors=True)
 
     @property
     def oldest_step(self) -> int:
@@ -126,10 +141,24 @@ class Keeper:
         return snapshot_hash(path)
 
     def best(self, step: int, values: dict[str, float]) -> None:
-        """Point to the best snapshot so far, then let go of the one before."""
+        """Point to the best snapshot so far; the one before goes once a checkpoint knows of this one."""
         path = self._run.best(step)
         if rank() == 0:
             write_json(self._run.best_pointer, {"snapshot": path.name, "step": step, **values})
-            for older in path.parent.glob("best-*"):
-                if older != path:
-                    shutil.rmtree(older, ignore_errors=True)
+            self._surpassed = [older for older in path.parent.glob("best-*") if older != path]
+
+    def _forget_later_bests(self, state: TrainState) -> None:
+        """Let the best be what it was at the checkpoint: what came later may turn out otherwise."""
+        if rank() != 0 or self._root != self._run.checkpoints:
+            return
+        kept = self._run.best(state.best_step) if state.best_step else None
+        for path in self._run.initial.parent.glob("best-*"):
+            if path != kept:
+                shutil.rmtree(path, ignore_errors=True)
+        pointer = self._run.best_pointer
+        if not pointer.exists() or read_json(pointer)["step"] == state.best_step:
+            return
+        pointer.unlink()
+        if kept is not None and kept.exists():
+            row = {"snapshot": kept.name, "step": state.best_step, self._deciding: state.best_dev}
+            write_json(pointer, row)

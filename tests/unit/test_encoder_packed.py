@@ -142,6 +142,17 @@ def test_attention_that_a_backbone_lacks_is_refused(
     assert np.isfinite(embed_texts(encoder, TEXTS, side="query")).all()
 
 
+def test_auto_goes_by_the_device_that_training_will_run_on(tmp_path: Path) -> None:
+    """Its weights are still on the host then; MPNet has the plain products alone, and is not refused on a GPU."""
+    gpu = torch.device("cuda")
+    for kind, wanted in (("bert", "sdpa"), ("mpnet", "eager")):
+        encoder = tiny_kind(tmp_path / kind, kind)
+        encoder.set_attention("auto", gpu)
+        assert encoder.backbone.config._attn_implementation == wanted
+        encoder.set_attention("auto")
+        assert encoder.backbone.config._attn_implementation == "eager"
+
+
 def test_a_bidirectional_sliding_window_is_refused(tmp_path: Path) -> None:
     """Transformers draws it one token wider for padded rows than for packed ones."""
     encoder = tiny_kind(tmp_path, "mistral")

@@ -178,6 +178,15 @@ def test_other_settings_keep_the_parts() -> None:
     assert other.tokenize(["a"], "query") == encoder.tokenize(["q a"], "query")
 
 
+def test_a_projection_that_two_towers_are_given_is_one_for_each() -> None:
+    bare = tiny_encoder(towers="two")
+    encoder = with_settings(bare, EncoderSettings(towers="two", projection_dim=6, max_tokens=16))
+    assert [vectors.shape for vectors in both(encoder)] == [(len(TEXTS), 6)] * 2
+    assert encoder.projection is not None
+    assert encoder.passage_projection is not None
+    assert encoder.passage_projection.weight is not encoder.projection.weight
+
+
 def test_other_settings_keep_adapters_and_attention(tmp_path: Path) -> None:
     encoder = tiny_encoder()
     add_lora(encoder, LoraConfig(rank=1))

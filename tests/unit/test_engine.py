@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from data_shards.errors import UserError
 from encoder.model import Encoder
-from tests.unit.tiny_backbones import padded
+from tests.unit.tiny_backbones import padded, tiny_kind
 from train.engine import (
     EngineConfig,
+    _prepare,
     bfloat16_pays,
     check_engine,
     decay_groups,
@@ -118,6 +119,13 @@ def test_a_config_reaches_the_backbone(encoder: Encoder) -> None:
     start_engine(encoder, EngineConfig(attention="sdpa"), OptimizerConfig())
     assert encoder.backbone.config._attn_implementation == "sdpa"
     assert not checkpointing(encoder)
+
+
+def test_auto_attention_on_a_gpu_takes_what_the_backbone_has(tmp_path: Path) -> None:
+    """What the model names is not what the person asked for: MPNet was refused with "use auto", which it was."""
+    encoder = tiny_kind(tmp_path, "mpnet")
+    _prepare(encoder, EngineConfig(), torch.device("cuda"))
+    assert encoder.backbone.config._attn_implementation == "eager"
 
 
 class Slope(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -152,6 +153,16 @@ def test_the_first_cause_stays(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["failure.json"]
 
 
+def test_the_first_cause_stays_where_files_have_one_name_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("train.first_cause.os.link", refuse)
+    test_the_first_cause_stays(tmp_path)
+
+
 def raised(run: RunFolder, error: Exception, *, rank: int = 0) -> dict[str, Any]:
     try:
         raise error
@@ -209,3 +220,14 @@ def test_a_broken_connection_without_a_dead_rank_in_sight_is_told_as_it_is(tmp_p
         write_heartbeat(run, beat(rank, time=time.time()))
     row = raised(run, RuntimeError("Connection closed by peer"))
     assert (row["rank"], row["cause"]) == (0, "RuntimeError: Connection closed by peer")
+
+
+def test_the_first_cause_finds_room_on_a_full_disk(small_disk: Path) -> None:
+    """What is raised there is that the disk is full, and a file that cannot be written would be all that is told."""
+    run = RunFolder(small_disk)
+    write_heartbeat(run, beat(0))
+    room = os.statvfs(small_disk)
+    (small_disk / "filler").write_bytes(bytes(room.f_bavail * room.f_bsize))
+    error = OSError(errno.ENOSPC, "No space left on device")
+    assert leave_error(run, error, rank=0, world=1) == 1
+    assert read_json(run.failure)["cause"] == "OSError: [Errno 28] No space left on device"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import RobertaConfig, RobertaModel
 from data_shards.collate import pad_chunks
 from data_shards.errors import UserError
 from encoder.model import Encoder, EncoderSettings, ScratchConfig, reinitialised, scratch_encoder
+from encoder.snapshot import save_snapshot
 from tests.unit.tiny import TEXTS, tiny_encoder
 
 
@@ -78,6 +80,27 @@ def test_two_threads_that_cut_at_different_lengths_do_not_mix_them_up(encoder: E
     finally:
         sys.setswitchinterval(interval)
     assert wrong == []
+
+
+def test_a_snapshot_written_while_texts_are_tokenised_changes_none_of_them(encoder: Encoder, tmp_path: Path) -> None:
+    """The one is written without truncation, the other wants it: a refresh meets the batches that are read ahead."""
+    texts, wrong, over = TEXTS[-1:] * 20, [], threading.Event()
+
+    def tokenize() -> None:
+        while not over.is_set():
+            wrong.extend(ids for ids in encoder.tokenize(texts, "query", 5) if len(ids) != 5)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    reader = threading.Thread(target=tokenize)
+    reader.start()
+    try:
+        hashes = {save_snapshot(encoder, tmp_path / str(number)) for number in range(20)}
+    finally:
+        over.set()
+        reader.join()
+        sys.setswitchinterval(interval)
+    assert (wrong, len(hashes)) == ([], 1)
 
 
 def test_more_tokens_than_the_backbone_has_places_for_are_refused(encoder: Encoder) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data_shards.errors import UserError
 from train.objective import Labels, LossConfig, LossOutput, Objective
+from train.objective.details import BINS
 
 CPU = torch.device("cpu")
 # Two queries, three passages: the two positives, then a hard negative of q0. Scores by hand:
@@ -260,6 +261,14 @@ def test_what_a_logged_step_adds_by_hand() -> None:
     assert found["uniformity"].item() == pytest.approx(exp(-1.6) + exp(-4) + exp(-0.8), abs=1e-12)
     assert found["uniformity_pairs"].item() == 3
     assert found["temperature"].item() / found["queries"].item() == pytest.approx(0.5)
+
+
+def test_vectors_that_are_no_numbers_are_in_no_histogram_and_leave_the_end_to_the_loss() -> None:
+    broken = torch.full_like(QUERIES, torch.nan)
+    found = Objective(LossConfig(), device=CPU)(broken, PASSAGES, labels(), details=True)
+    assert found.loss.isnan()
+    assert found.sums["loss"].isnan()
+    assert found.sums["positive_score_histogram"].tolist() == [0] * BINS
 
 
 def test_uniformity_looks_at_a_bounded_number_of_passages() -> None:

@@ -14,6 +14,7 @@ from encoder.snapshot import load_encoder, snapshot_hash
 from launch.config import RunConfig, load_config
 from launch.runs import load_job, prepare_run
 from tests.unit.tiny import TEXTS, pair, passage, write_corpus, write_pairs
+from tests.unit.tiny_backbones import write_backbone
 from train.run_folder import RunFolder
 
 
@@ -146,6 +147,27 @@ def test_a_named_model_is_taken_with_the_settings_that_are_given(
 def test_a_mistake_leaves_no_folder(config: RunConfig, overrides: Sequence[str], message: str) -> None:
     refuse(change(config, *overrides), message)
     assert not Path(config.run.out).exists()
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["from scratch", "named"])
+def test_a_size_that_the_vectors_lack_is_refused(config: RunConfig, snapshot: Path, named: bool) -> None:
+    config = change(config, f"--encoder.model={snapshot}", "--encoder.max_tokens=None") if named else config
+    message = r"^loss\.matryoshka_dims asks for 32, but the vectors have 16 dimensions; leave out"
+    refuse(change(config, "--loss.matryoshka_dims=8,32"), message)
+    assert not Path(config.run.out).exists()
+    run = prepare_run(change(config, "--loss.matryoshka_dims=8,4"), resume=False)
+    assert load_encoder(run.initial).settings.matryoshka_dims == (4, 8)
+
+
+def test_what_the_backbone_cannot_do_is_refused_before_there_is_a_run(config: RunConfig, tmp_path: Path) -> None:
+    config = change(config, f"--encoder.model={write_backbone(tmp_path / 'mpnet', 'mpnet')}")
+    message = r"^mpnet cannot run on packed tokens: its attention is its own; use attention auto$"
+    refuse(change(config, "--engine.attention=packed"), message)
+    refuse(
+        change(config, "--engine.gradient_checkpointing=true"), "no gradient checkpointing for mpnet; switch it off"
+    )
+    assert not Path(config.run.out).exists()
+    prepare_run(config, resume=False)
 
 
 def test_a_corpus_in_place_of_pairs_is_refused(config: RunConfig, data: Path) -> None:

@@ -44,8 +44,11 @@ def logged_details(batch: Batch, labels: Labels, temperature: float) -> dict[str
 
 
 def _histogram(score_m: Tensor) -> Tensor:
-    """Count; rounding above 1 or below −1 stays in the outermost bins."""
-    bin_m = ((score_m + 1) * (BINS / 2)).floor().clamp(0, BINS - 1)
+    """Count; rounding above 1 or below −1 stays in the outermost bins, and what is no number in none.
+
+    The check of the loss is to end a run that diverged, and not a bin that does not exist.
+    """
+    bin_m = ((score_m[~score_m.isnan()] + 1) * (BINS / 2)).floor().clamp(0, BINS - 1)
     return torch.bincount(bin_m.long(), minlength=BINS).to(score_m.dtype)
 
 
