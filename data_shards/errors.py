@@ -32,3 +32,7 @@ class ShardCorruptError(UserError):
     def __reduce__(self) -> tuple[type[ShardCorruptError], tuple[Path, int, str]]:
         """Rebuild from the three arguments: Ray sends exceptions between processes."""
         return type(self), (self.path, self.offset, self.what)
+
+
+class DamagedVersionError(UserError):
+    """A negatives version is there, and its manifest is not what was written: nobody may train on it."""

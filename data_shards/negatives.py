@@ -3,6 +3,7 @@
     ROOT/v000003/train-000000.tar        one member per touched sample, keyed as in the training shard
     ROOT/v000003/train-000000.tar.idx    its sidecars, and .crc
     ROOT/v000003/train-000000.rows.npy   int64, sorted: the rows of the training shard that have a member, in order
+    ROOT/v000003/sample.json             a few queries with positives, negatives and scores, to look at
     ROOT/v000003/manifest.json
 
 The mining side writes it, the training side reads it, and both see only whole versions: the folder is filled under
@@ -14,9 +15,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 from threading import Lock
@@ -26,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.atomic import atomic_dir, read_json, sha256_file, write_json
-from data_shards.errors import ShardCorruptError, UserError
+from data_shards.errors import DamagedVersionError, ShardCorruptError, UserError
 from data_shards.manifest import MANIFEST_NAME, ShardEntry
 from data_shards.npy import npy_bytes
 from data_shards.samples import Passage
@@ -34,6 +36,7 @@ from data_shards.shard_reader import ShardReader
 from data_shards.sidecar import save_sidecars
 from data_shards.tar import write_tar
 
+SAMPLE_NAME = "sample.json"
 _VERSION_NAME = re.compile(r"v(\d{6,})")
 _OPEN_SHARDS = 128  # two for each of 64 lanes
 _DIGITS = 6  # of scores, behind the point
@@ -110,6 +113,12 @@ class NegativesManifest:
     """Mean similarity of the queries to their positives (`positive`) and to what was mined (`negative`)."""
     seconds: dict[str, float]
     """How long each part of the refresh took."""
+    sources: tuple[str, ...] = ("dense",)
+    """Where candidates came from; without `dense` no snapshot was asked, and scores are BM25's."""
+    statistics: dict[str, Any] = field(default_factory=dict)
+    """Negatives per query, gaps, estimates: see `docs/guides/mining.md`; empty in versions that are older."""
+    sample_sha256: str = ""
+    """Hex checksum of `sample.json`; empty where there is none. Filled in when the version is written."""
     shards: tuple[NegativesShard, ...] = ()
     """Filled in when the version is written."""
 
@@ -135,11 +144,12 @@ class NegativesVersion:
             dataset_id: the training dataset it must belong to, if given.
 
         Raises:
-            UserError: it is not published, its manifest is damaged, or it was mined for another dataset.
+            UserError: it is not published, or it was mined for another dataset.
+            DamagedVersionError: its manifest is damaged.
             ShardCorruptError: a file is not what the manifest says.
         """
         folder = version_dir(root, version)
-        manifest = _load_manifest(folder)
+        manifest = load_manifest(folder)
         if dataset_id is not None and manifest.dataset_id != dataset_id:
             raise UserError(
                 f"{folder} was mined for dataset {manifest.dataset_id}, training reads {dataset_id}; "
@@ -147,7 +157,9 @@ class NegativesVersion:
             )
         for shard in manifest.shards:
             ShardReader(folder / shard.path, shard, verify=True)
-            _verify_rows(folder, shard)
+            _verify_file(_rows_path(folder, shard.stem), shard.rows_sha256)
+        if manifest.sample_sha256:
+            _verify_file(folder / SAMPLE_NAME, manifest.sample_sha256)
         return cls(folder, manifest)
 
     def __len__(self) -> int:
@@ -177,6 +189,16 @@ class NegativesVersion:
         """Return the negatives of one training sample, best first; none where there are none."""
         return [negative.passage for negative in self.mined(stem, row)]
 
+    def touched(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
+        """Yield each training shard's stem, and its rows that have negatives."""
+        for stem, shard in self._shards.items():
+            yield stem, np.array(_load_rows(self.folder, shard))
+
+    def sample(self) -> list[dict[str, Any]]:
+        """Return a few queries with `positives` and `negatives`, each with its `score`; none where none was kept."""
+        rows: list[dict[str, Any]] = read_json(self.folder / SAMPLE_NAME) if self.manifest.sample_sha256 else []
+        return rows
+
     def _shard(self, stem: str) -> _OpenShard:
         """Return an open shard; the least recently used are let go, since each takes two descriptors."""
         with self._lock:
@@ -190,13 +212,22 @@ class NegativesVersion:
         return found
 
 
-def write_negatives(root: Path, manifest: NegativesManifest, rows: Iterable[NegativesRow]) -> Path:
+def write_negatives(
+    root: Path,
+    manifest: NegativesManifest,
+    rows: Iterable[NegativesRow],
+    *,
+    sample: list[dict[str, Any]] | None = None,
+    timed: bool = False,
+) -> Path:
     """Publish a version: its folder appears whole, or not at all.
 
     Args:
         root: the folder of all versions.
         manifest: all but its `shards`.
         rows: ordered by shard and row; a row without negatives is left out.
+        sample: see `NegativesVersion.sample`.
+        timed: add the seconds that publishing took to the manifest's.
 
     Returns:
         The version's folder.
@@ -208,6 +239,7 @@ def write_negatives(root: Path, manifest: NegativesManifest, rows: Iterable[Nega
     folder = version_dir(root, manifest.version)
     if folder.exists():
         raise UserError(f"negatives version {folder} is there already and is never overwritten; take the next number")
+    began = time.perf_counter()
     shards: list[NegativesShard] = []
     with atomic_dir(folder) as place:
         for stem, touched in groupby(rows, key=lambda row: row.shard_stem):
@@ -216,6 +248,11 @@ def write_negatives(root: Path, manifest: NegativesManifest, rows: Iterable[Nega
             shard = _write_shard(place, stem, touched)
             shards += [shard] if shard is not None else []
         written = {**asdict(manifest), "shards": [asdict(shard) for shard in shards]}
+        if sample is not None:
+            write_json(place / SAMPLE_NAME, sample)
+            written["sample_sha256"] = sha256_file(place / SAMPLE_NAME)
+        if timed:
+            written["seconds"] = {**manifest.seconds, "publish": round(time.perf_counter() - began, 3)}
         write_json(place / MANIFEST_NAME, written)
     return folder
 
@@ -288,24 +325,46 @@ def _rows_path(folder: Path, stem: str) -> Path:
     return folder / f"{stem}.rows.npy"
 
 
-def _load_manifest(folder: Path) -> NegativesManifest:
+def load_manifest(folder: Path) -> NegativesManifest:
+    """Read a version's manifest; its files are verified by `NegativesVersion.open` alone.
+
+    Raises:
+        UserError: the version is not published.
+        DamagedVersionError: the manifest is damaged.
+    """
     path = folder / MANIFEST_NAME
     if not path.is_file():
         known = ", ".join(str(version) for version in published_versions(folder.parent)) or "none"
         raise UserError(f"{folder} is no published negatives version; there are: {known}")
-    row = read_json(path)
     try:
-        return NegativesManifest(**{**row, "shards": tuple(NegativesShard(**shard) for shard in row["shards"])})
-    except (TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is no negatives manifest ({error}); delete the folder and mine anew") from None
+        manifest = _manifest_of(read_json(path))
+    except UserError as error:
+        raise DamagedVersionError(str(error)) from None
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        what = f"{path} is no negatives manifest ({error}); delete the folder and mine anew"
+        raise DamagedVersionError(what) from None
+    if version_dir(folder.parent, manifest.version) != folder:
+        raise DamagedVersionError(f"{path} is of version {manifest.version}; delete the folder and mine anew")
+    return manifest
 
 
-def _verify_rows(folder: Path, shard: NegativesShard) -> None:
-    path = _rows_path(folder, shard.stem)
+def _manifest_of(row: dict[str, Any]) -> NegativesManifest:
+    shards = tuple(NegativesShard(**shard) for shard in row["shards"])
+    manifest = NegativesManifest(**{**row, "shards": shards, "sources": tuple(row.get("sources", ("dense",)))})
+    for name in ("version", "from_step", "to_step", "snapshot_step", "per_query"):
+        if type(getattr(manifest, name)) is not int:
+            raise ValueError(f"`{name}` is {getattr(manifest, name)!r}, wanted a whole number")
+    for name in ("index", "filters", "scores", "seconds", "statistics"):
+        if not isinstance(getattr(manifest, name), dict):
+            raise ValueError(f"`{name}` is {getattr(manifest, name)!r}, wanted an object")
+    return manifest
+
+
+def _verify_file(path: Path, sha256: str) -> None:
     if not path.is_file():
         raise ShardCorruptError(path, 0, "the file is missing, though the manifest names it")
-    if (found := sha256_file(path)) != shard.rows_sha256:
-        raise ShardCorruptError(path, 0, f"its sha256 is {found}, the manifest says {shard.rows_sha256}")
+    if (found := sha256_file(path)) != sha256:
+        raise ShardCorruptError(path, 0, f"its sha256 is {found}, the manifest says {sha256}")
 
 
 def _load_rows(folder: Path, shard: NegativesShard) -> NDArray[np.int64]:

@@ -19,6 +19,7 @@ from data_shards.errors import UserError
 from data_shards.permutation import permute, round_keys
 from index_build.embedding_set import EmbeddingSet
 from index_build.exact import Neighbours
+from index_build.gpu import Device, Layout
 from index_build.index_version import (
     IDS_NAME,
     INDEX_NAME,
@@ -58,6 +59,10 @@ class IndexConfig:
     """Most queries used: half of them choose the search parameters, the other half measure."""
     train_rows_per_list: int = 64
     """Sampled vectors for each list that k-means is trained on; at least 10,000 in all where there are so many."""
+    device: Device = "auto"
+    """Where mining searches: `auto` takes the GPUs if there are any. Building and measuring are done on the CPU."""
+    gpu_layout: Layout = "replicate"
+    """On several GPUs: the whole index on each, or `shard`: a part of it."""
     seed: int = 0
     """Of the samples."""
 

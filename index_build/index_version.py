@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from data_shards.atomic import atomic_path, read_json, sha256_file
 from data_shards.errors import UserError
 from index_build.exact import Neighbours
+from index_build.gpu import Layout, to_gpus
 from index_build.recall import Recall
 
 MANIFEST_NAME = "manifest.json"
@@ -112,6 +113,10 @@ class OpenIndex:
             Scores and rows [Q, k]; row -1 (score -inf) where the index gives fewer than k.
         """
         return faiss_search(self._index, vectors, k)
+
+    def on_gpus(self, gpus: int, layout: Layout) -> OpenIndex:
+        """Return the index on so many GPUs; with none, itself. See `to_gpus`."""
+        return OpenIndex(self.folder, self.manifest, to_gpus(self._index, gpus, layout)) if gpus else self
 
     @cached_property
     def ids(self) -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 
 import numpy as np
 
 from data_shards.reader import PairDataset
 from data_shards.samples import id_hash, text_hash
 from index_build.embedding_set import RowHashes
+from index_build.filters import Known, Ragged
 
 
 class KnownPositives:
@@ -39,6 +41,12 @@ class KnownPositives:
 
     def of(self, query: str) -> RowHashes:
         """Return the hashes of everything known to answer a query; empty for a query that no pair has."""
-        wanted = text_hash(query)
-        first, last = (int(np.searchsorted(self._queries, wanted, side=side)) for side in ("left", "right"))
-        return RowHashes(*(column[first:last] for column in self._passages))
+        return self.of_all([query]).hashes
+
+    def of_all(self, queries: Sequence[str]) -> Known:
+        """Return the same for many queries at once."""
+        wanted = np.array([text_hash(query) for query in queries], dtype=np.int64)
+        first = np.searchsorted(self._queries, wanted, side="left")
+        layout = Ragged.of(np.searchsorted(self._queries, wanted, side="right") - first)
+        rows = np.repeat(first - layout.starts, layout.counts) + np.arange(int(layout.counts.sum()))
+        return Known(self._passages.take(rows), layout)

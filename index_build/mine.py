@@ -9,30 +9,31 @@ is not embedded again.
 from __future__ import annotations
 
 import logging
-import shutil
 import time
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_shards.errors import UserError
+from data_shards.file_lock import locked
 from data_shards.negatives import MinedNegative, NegativesManifest, NegativesRow, version_dir, write_negatives
-from data_shards.reader import CorpusDataset, PairDataset
+from data_shards.reader import PairDataset
 from data_shards.samples import Pair
-from encoder.snapshot import snapshot_hash
-from index_build.embedding_set import EmbeddingSet
-from index_build.exact import Neighbours
-from index_build.filters import Verdict, draw, judge
-from index_build.index import IndexConfig, build_index
-from index_build.index_version import OpenIndex, open_index
+from index_build.candidates import Block
+from index_build.drawing import Taker, query_keys
+from index_build.filters import Float32s, Int64s
+from index_build.index import IndexConfig
 from index_build.known_positives import KnownPositives
-from index_build.similarity import PositiveScores, exact_scores
+from index_build.mining_config import MiningConfig
+from index_build.mining_parts import BLOCK_QUERIES, Parts, Preparing, Stretch
+from index_build.mining_tally import Tally
+from index_build.sieve import Timed, draw
+from index_build.still_hard import last_version, still_hard
 
 if TYPE_CHECKING:  # the config of a run is read without loading Ray and torch
     from index_build.ray_pool import EmbedPool
@@ -40,39 +41,6 @@ if TYPE_CHECKING:  # the config of a run is read without loading Ray and torch
 _log = logging.getLogger(__name__)
 
 __all__ = ["KnownPositives", "MiningConfig", "MiningReport", "mine"]
-
-_BLOCK_QUERIES = 1_024
-
-Float32s = NDArray[np.float32]
-Int64s = NDArray[np.int64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MiningConfig:
-    """Which neighbours become negatives."""
-
-    per_query: int = 1
-    """Negatives drawn for each query from the neighbours that the filters keep."""
-    depth: int = 100
-    """Neighbours searched for each query."""
-    skip_ranks: int = 0
-    """So many of the nearest are never taken, positives counted: the nearest are often unmarked positives."""
-    max_relative_score: float = 0.95
-    """A negative's similarity is at most this share of the positive's (of several positives, of the farthest)."""
-    seed: int = 0
-    """Of the draw; each version draws anew."""
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        if self.per_query < 1:
-            raise UserError(f"mining.per_query is {self.per_query}, wanted at least 1")
-        if not 0 <= self.skip_ranks < self.depth:
-            raise UserError(
-                f"mining.skip_ranks is {self.skip_ranks} and depth {self.depth}; "
-                "skip_ranks must be at least 0 and below depth"
-            )
-        if self.max_relative_score > 1:
-            raise UserError(f"mining.max_relative_score is {self.max_relative_score}, wanted at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,24 +67,10 @@ class MiningReport:
     """`factory`, `ntotal` and measured `recall@K` of the searched index."""
     seconds: dict[str, float]
     """By step."""
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """The outcome of search and filter for all queries; passages still as row numbers."""
-
-    rows: Int64s
-    """[Q, per_query], -1 where there are fewer."""
-    scores: Float32s
-    """[Q, per_query]."""
-    positive_score: float
-    counts: Counter[str]
-
-    @property
-    def negative_score(self) -> float:
-        """Mean similarity to what was drawn; 0 where nothing was."""
-        there = self.rows >= 0
-        return float(self.scores[there].mean()) if there.any() else 0.0
+    sources: tuple[str, ...] = ("dense",)
+    """Where candidates came from."""
+    statistics: dict[str, Any] = field(default_factory=dict)
+    """As in the manifest."""
 
 
 def mine(
@@ -135,11 +89,12 @@ def mine(
     to_step: int,
     config: MiningConfig,
     index_config: IndexConfig,
+    cache_dir: Path | None = None,
 ) -> MiningReport:
     """Mine negatives for a stretch of the global order and publish them as one version.
 
     Args:
-        snapshot: encoder that decides what is near.
+        snapshot: encoder that decides what is near; not read where `dense` is none of the sources.
         snapshot_step: the step at which it was taken.
         pool: embeds.
         train: the training pairs.
@@ -153,6 +108,8 @@ def mine(
         to_step: the step after its last.
         config: filters.
         index_config: of the searched index.
+        cache_dir: where the newest embeddings stay for the next request by the same snapshot; one refresh at a time
+            works with it, a second one waits. Without it they are removed with the rest.
 
     Returns:
         Counts, mean similarities and times.
@@ -166,37 +123,34 @@ def mine(
     if known.dataset_id != train.dataset_id:
         raise UserError(f"the known positives are of dataset {known.dataset_id}, the pairs of {train.dataset_id}")
     seconds: dict[str, float] = {}
-    passages = CorpusDataset(corpus)
-    with _timed(seconds, "embed_corpus"):
-        vectors = pool.embed_corpus(snapshot, corpus, _embeddings_dir(work_dir, snapshot, pool))
-    with _timed(seconds, "embed_queries"):
-        queries = _embed_queries(pool, snapshot, train, ordinals, work_dir, vectors.dim)
-    with _timed(seconds, "index"):
-        shutil.rmtree(work_dir / "index", ignore_errors=True)  # of a refresh that was killed
-        built = build_index(vectors, work_dir / "index", index_config, queries)
-        index = open_index(work_dir / "index")
-    with _timed(seconds, "search_and_filter"):
-        positives = PositiveScores(vectors, lambda texts: pool.embed_texts(snapshot, texts, "passage"))
-        judge_ = _Judge(vectors=vectors, known=known, config=config, version=version)
-        drawn = _search_and_filter(index, positives, judge_, train, ordinals, queries)
-    index_facts = {"factory": built.factory, "ntotal": built.ntotal, f"recall@{built.recall.k}": built.recall.value}
-    manifest = NegativesManifest(
-        version=version,
-        dataset_id=train.dataset_id,
-        from_step=from_step,
-        to_step=to_step,
-        snapshot_hash=vectors.snapshot["hash"],
-        snapshot_step=snapshot_step,
-        per_query=config.per_query,
-        index=index_facts,
-        filters=dict(drawn.counts),
-        scores={"positive": round(drawn.positive_score, 4), "negative": round(drawn.negative_score, 4)},
-        seconds={step: round(taken, 3) for step, taken in seconds.items()},
+    timed = partial(_timed, seconds)
+    preparing = Preparing(
+        config=config,
+        index_config=index_config,
+        snapshot=snapshot,
+        pool=pool,
+        work_dir=work_dir,
+        cache_dir=cache_dir,
+        timed=timed,
     )
-    with _timed(seconds, "publish"):
-        folder = write_negatives(negatives_root, manifest, _rows(train, passages, ordinals, drawn))
-    _clear(work_dir)
-    report = _report(version, folder, drawn, index_facts, seconds)
+    stretch = Stretch(train=train, ordinals=ordinals)
+    with ExitStack() as stack:
+        if cache_dir is not None:
+            stack.enter_context(_alone(cache_dir))
+        parts = preparing.parts(corpus, stretch, version)
+        refresh = _Refresh(parts=parts, stretch=stretch, known=known, config=config, version=version, timed=timed)
+        tally = refresh.draw()
+        compared = refresh.compared(negatives_root, snapshot, pool)
+        manifest = replace(
+            refresh.manifest(tally, snapshot_step, from_step, to_step),
+            seconds={step: round(taken, 3) for step, taken in seconds.items()},
+            statistics=tally.statistics() | compared,
+        )
+        with timed("publish"):
+            rows, sample = refresh.rows(tally), refresh.sample(tally)
+            folder = write_negatives(negatives_root, manifest, rows, sample=sample, timed=True)
+        preparing.clear()
+    report = _report(folder, manifest, tally, seconds)
     _log.info(
         "%s: %d negatives for %d of %d queries in %.1f s",
         *(folder, report.negatives, report.queries_with_negatives, report.queries, sum(seconds.values())),
@@ -204,130 +158,135 @@ def mine(
     return report
 
 
-def _embed_queries(
-    pool: EmbedPool, snapshot: Path, train: PairDataset, ordinals: Int64s, work_dir: Path, dim: int
-) -> Float32s:
-    """Embed the stretch's queries into a memory-mapped file: float32 [Q, dim]."""
-    path = work_dir / "queries.npy"
-    queries = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(ordinals), dim))
-    for start in range(0, len(ordinals), 16 * _BLOCK_QUERIES):
-        pairs = train.pairs(ordinals[start : start + 16 * _BLOCK_QUERIES])
-        found = pool.embed_texts(snapshot, [pair.query for pair in pairs], "query")
-        queries[start : start + len(pairs)] = found
-    return queries
-
-
 @dataclass(frozen=True, kw_only=True)
-class _Judge:
-    """Decides which neighbours of a query become its negatives."""
+class _Refresh:
+    """The part of a refresh in which everything is embedded."""
 
-    vectors: EmbeddingSet
+    parts: Parts
+    stretch: Stretch
     known: KnownPositives
     config: MiningConfig
     version: int
+    timed: Timed
 
-    def choose(self, pair: Pair, near: Neighbours, positive_score: float) -> tuple[Neighbours, NDArray[np.uint8]]:
-        """Return a query's negatives, nearest first, and the verdict on each of its neighbours."""
-        there = near.rows >= 0
-        rows, scores = near.rows[there], near.scores[there]
-        hashes = self.vectors.hashes.take(rows)
-        verdicts = judge(
-            hashes,
-            scores,
-            self.known.of(pair.query),
-            positive_score=positive_score,
-            skip_ranks=self.config.skip_ranks,
-            max_relative_score=self.config.max_relative_score,
-        )
-        kept = np.flatnonzero(verdicts == Verdict.KEPT)
-        key = f"{self.config.seed} {self.version} {pair.query_id} {pair.query}"
-        drawn = kept[draw(hashes.ids[kept], self.config.per_query, key)]
-        return Neighbours(scores[drawn], rows[drawn]), verdicts
+    def draw(self) -> Tally:
+        """Search, filter and draw for every query, block by block."""
+        train, ordinals, queries = self.stretch.train, self.stretch.ordinals, self.parts.queries
+        tally = Tally(len(ordinals), self.config.per_query)
+        taker = Taker(self.config.per_query, self.config.per_passage_max)
+        for start in range(0, len(ordinals), BLOCK_QUERIES):
+            with self.timed("search"):
+                pairs = train.pairs(ordinals[start : start + BLOCK_QUERIES])
+                if len(pairs) != len(ordinals[start : start + BLOCK_QUERIES]):
+                    raise UserError(f"{train.location} was damaged while it was mined for; mine again")
+                vectors = None if queries is None else np.asarray(queries[start : start + BLOCK_QUERIES])
+                block = self._block(pairs, vectors)
+            judged = self.parts.sieve.judge(block, self.timed)
+            with self.timed("filter"):
+                tally.add(start, block, judged, draw(taker, judged))
+        return tally
 
-
-def _search_and_filter(
-    index: OpenIndex,
-    positives: PositiveScores,
-    judge_: _Judge,
-    train: PairDataset,
-    ordinals: Int64s,
-    queries: Float32s,
-) -> _Drawn:
-    config = judge_.config
-    rows = np.full((len(ordinals), config.per_query), -1, dtype=np.int64)
-    scores = np.zeros((len(ordinals), config.per_query), dtype=np.float32)
-    counts: Counter[str] = Counter({verdict.name.lower(): 0 for verdict in Verdict})
-    positive_sum = 0.0
-    for start in range(0, len(ordinals), _BLOCK_QUERIES):
-        block = np.asarray(queries[start : start + _BLOCK_QUERIES])
-        pairs = train.pairs(ordinals[start : start + _BLOCK_QUERIES])
-        if len(pairs) != len(block):
-            raise UserError(f"{train.location} was damaged while it was mined for; mine again")
-        near = exact_scores(judge_.vectors, block, index.search(block, config.depth).rows)
-        own = positives.of(pairs, block)
-        for at, pair in enumerate(pairs):
-            found, verdicts = judge_.choose(pair, Neighbours(near.scores[at], near.rows[at]), float(own[at].min()))
-            counts.update(Verdict(verdict).name.lower() for verdict in verdicts.tolist())
-            rows[start + at, : len(found.rows)] = found.rows
-            scores[start + at, : len(found.rows)] = found.scores
-            positive_sum += float(own[at].mean())
-    return _Drawn(rows, scores, positive_sum / max(len(ordinals), 1), counts)
-
-
-def _rows(train: PairDataset, passages: CorpusDataset, ordinals: Int64s, drawn: _Drawn) -> Iterator[NegativesRow]:
-    """Yield what is published, sample by sample; texts are read block by block."""
-    shards, shard_rows = train.locate(ordinals)
-    for start in range(0, len(ordinals), _BLOCK_QUERIES):
-        block = drawn.rows[start : start + _BLOCK_QUERIES]
-        wanted = np.unique(block[block >= 0])
-        texts = dict(zip(wanted.tolist(), passages.passages(wanted), strict=True))
-        for at, rows in enumerate(block.tolist(), start):
-            yield NegativesRow(
-                shard_stem=train.shard_stems[int(shards[at])],
-                row=int(shard_rows[at]),
-                key=train.key(int(ordinals[at])),
-                negatives=[
-                    MinedNegative(texts[row], float(score))
-                    for row, score in zip(rows, drawn.scores[at].tolist(), strict=True)
-                    if row >= 0
-                ],
+    def compared(self, root: Path, snapshot: Path, pool: EmbedPool) -> dict[str, float]:
+        """Return how much of the last version is still hard, where there is one to compare with."""
+        last = last_version(root, self.version, self.stretch.train.dataset_id)
+        if self.parts.queries is None or last is None:
+            return {}
+        with self.timed("compare"):
+            share = still_hard(
+                last,
+                self.stretch,
+                self.parts.queries,
+                self.parts.sieve,
+                embed=lambda texts: pool.embed_texts(snapshot, texts, "query"),
+                make_block=self._block,
             )
+        return {} if share is None else {"still_hard": round(share, 4)}
+
+    def manifest(self, tally: Tally, snapshot_step: int, from_step: int, to_step: int) -> NegativesManifest:
+        """Return what is known of the version, seconds and statistics left open."""
+        vectors = self.parts.vectors
+        return NegativesManifest(
+            version=self.version,
+            dataset_id=self.stretch.train.dataset_id,
+            from_step=from_step,
+            to_step=to_step,
+            snapshot_hash=vectors.snapshot["hash"] if vectors else "",
+            snapshot_step=snapshot_step,
+            per_query=self.config.per_query,
+            index=self.parts.index,
+            filters=dict(tally.counts),
+            scores={"positive": round(tally.positive_score, 4), "negative": round(tally.negative_score, 4)},
+            seconds={},
+            sources=self.config.sources,
+        )
+
+    def rows(self, tally: Tally) -> Iterator[NegativesRow]:
+        """Yield what is published, sample by sample; texts are read block by block."""
+        train, ordinals = self.stretch.train, self.stretch.ordinals
+        shards, shard_rows = train.locate(ordinals)
+        for start in range(0, len(ordinals), BLOCK_QUERIES):
+            block = tally.rows[start : start + BLOCK_QUERIES]
+            wanted = np.unique(block[block >= 0])
+            texts = dict(zip(wanted.tolist(), self.parts.dataset.passages(wanted), strict=True))
+            for at, rows in enumerate(block.tolist(), start):
+                scores, teacher = tally.scores[at].tolist(), tally.teacher[at].tolist()
+                yield NegativesRow(
+                    shard_stem=train.shard_stems[int(shards[at])],
+                    row=int(shard_rows[at]),
+                    key=train.key(int(ordinals[at])),
+                    negatives=[
+                        MinedNegative(texts[row], score, None if np.isnan(by_teacher) else by_teacher)
+                        for row, score, by_teacher in zip(rows, scores, teacher, strict=True)
+                        if row >= 0
+                    ],
+                )
+
+    def sample(self, tally: Tally) -> list[dict[str, Any]]:
+        """Return a few queries with what was found for them."""
+        shown = np.unique(tally.rows[tally.sampled])
+        shown = shown[shown >= 0]
+        texts = dict(zip(shown.tolist(), self.parts.dataset.passages(shown), strict=True))
+        return tally.sample(self.stretch.train.pairs(self.stretch.ordinals[tally.sampled]), texts)
+
+    def _block(self, pairs: list[Pair], vectors: Float32s | None) -> Block:
+        names = [f"{self.config.seed} {self.version} {pair.query_id} {pair.query}" for pair in pairs]
+        known = self.known.of_all([pair.query for pair in pairs])
+        return Block(pairs=pairs, keys=query_keys(names), known=known, vectors=vectors)
 
 
-def _report(
-    version: int, folder: Path, drawn: _Drawn, index: dict[str, Any], seconds: dict[str, float]
-) -> MiningReport:
-    there = drawn.rows >= 0
+def _report(folder: Path, manifest: NegativesManifest, tally: Tally, seconds: dict[str, float]) -> MiningReport:
+    there = tally.rows >= 0
     return MiningReport(
-        version=version,
+        version=manifest.version,
         folder=str(folder),
-        queries=len(drawn.rows),
+        queries=len(tally.rows),
         queries_with_negatives=int(there.any(axis=1).sum()),
         negatives=int(there.sum()),
-        positive_score=round(drawn.positive_score, 4),
-        negative_score=round(drawn.negative_score, 4),
-        filters=dict(drawn.counts),
-        index=index,
+        positive_score=manifest.scores["positive"],
+        negative_score=manifest.scores["negative"],
+        filters=manifest.filters,
+        index=manifest.index,
         seconds={step: round(taken, 3) for step, taken in seconds.items()},
+        sources=manifest.sources,
+        statistics=manifest.statistics,
     )
 
 
-def _embeddings_dir(work_dir: Path, snapshot: Path, pool: EmbedPool) -> Path:
-    """Name the embeddings after what made them: a run that was set back may ask anew, by another snapshot."""
-    return work_dir / f"embeddings-{snapshot_hash(snapshot).removeprefix('sha256:')[:16]}-{pool.precision}"
-
-
-def _clear(work_dir: Path) -> None:
-    """Remove what a refresh puts into its work folder, and the folder if nothing else is in it."""
-    for folder in (work_dir / "index", *work_dir.glob("embeddings-*")):
-        shutil.rmtree(folder, ignore_errors=True)
-    (work_dir / "queries.npy").unlink(missing_ok=True)
-    with suppress(OSError):
-        work_dir.rmdir()
+@contextmanager
+def _alone(cache_dir: Path) -> Iterator[None]:
+    """Wait until no other refresh works with the same embeddings."""
+    lock = cache_dir / ".lock"
+    with locked(lock, wait=False) as got:
+        if got:
+            yield
+            return
+    _log.info("another refresh is at work in %s; waiting until it is done", cache_dir)
+    with locked(lock):
+        yield
 
 
 @contextmanager
 def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
     begin = time.perf_counter()
     yield
-    seconds[step] = time.perf_counter() - begin
+    seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - begin

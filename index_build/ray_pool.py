@@ -175,6 +175,32 @@ class EmbedPool(AbstractContextManager["EmbedPool"]):
         found = dict(self._run(calls))
         return np.concatenate([found[number] for number in range(len(chunks))])
 
+    def score_pairs(self, teacher: Path, queries: Sequence[str], passages: Sequence[str]) -> NDArray[np.float32]:
+        """Score pairs with a cross-encoder, on all workers.
+
+        Args:
+            teacher: folder of the cross-encoder.
+            queries: [n].
+            passages: [n], one for each query.
+
+        Returns:
+            float32 [n]; the same whatever the number of workers.
+
+        Raises:
+            UserError, WorkerError: as `embed_corpus`.
+        """
+        pinned = Snapshot.at(teacher)
+        calls = [
+            _Job(
+                "score_pairs",
+                (pinned, list(queries[at : at + _TEXTS_PER_JOB]), list(passages[at : at + _TEXTS_PER_JOB])),
+                f"asking the teacher of {len(queries[at : at + _TEXTS_PER_JOB])} passages",
+            )
+            for at in range(0, len(queries), _TEXTS_PER_JOB)
+        ]
+        found = dict(self._run(calls))
+        return np.concatenate([np.empty(0, np.float32), *(found[number] for number in range(len(calls)))])
+
     def _shard_jobs(self, snapshot: Snapshot, dataset: CorpusDataset, out: Path) -> list[ShardJob]:
         return [
             ShardJob(

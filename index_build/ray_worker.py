@@ -18,6 +18,7 @@ from data_shards.shard_reader import ShardReader
 from encoder.embed import Precision, embed_texts
 from encoder.model import Encoder, Side
 from encoder.snapshot import load_encoder, snapshot_hash
+from index_build.cross_encoder import CrossEncoder
 from index_build.embedding_part import PartRecord, Provenance, write_part
 
 
@@ -65,6 +66,7 @@ class EmbedWorker:
         self._precision: Precision = precision
         self._tokens_per_batch = tokens_per_batch
         self._loaded: tuple[str, Encoder] | None = None
+        self._teacher: tuple[str, CrossEncoder] | None = None
 
     def ready(self) -> int:
         """Return this process's id: the worker is up."""
@@ -93,6 +95,14 @@ class EmbedWorker:
     def embed_texts(self, snapshot: Snapshot, texts: Sequence[str], side: Side) -> NDArray[np.float32]:
         """Return the texts' vectors: float32 [len(texts), dim]."""
         return self._embed(self._encoder(snapshot), texts, side)
+
+    def score_pairs(self, teacher: Snapshot, queries: Sequence[str], passages: Sequence[str]) -> NDArray[np.float32]:
+        """Return a cross-encoder's score of each query with its passage; it stays loaded beside the encoder."""
+        if self._teacher is None or self._teacher[0] != teacher.hash:
+            self._teacher = None
+            self._teacher = (teacher.hash, CrossEncoder(teacher.path))
+        fast = self._precision == "bfloat16"
+        return self._teacher[1].score(queries, passages, tokens_per_batch=self._tokens_per_batch, autocast=fast)
 
     def _embed(self, encoder: Encoder, texts: Sequence[str], side: Side) -> NDArray[np.float32]:
         return embed_texts(

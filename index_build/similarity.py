@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.samples import Pair, Passage, id_hash
+from data_shards.samples import Pair, Passage
+from index_build.corpus_rows import CorpusRows
 from index_build.embedding_set import EmbeddingSet
 from index_build.exact import Neighbours, best_first
 
@@ -27,6 +28,11 @@ def exact_scores(vectors: EmbeddingSet, queries: Float32s, rows: Int64s) -> Neig
         queries: [Q, D].
         rows: [Q, K] as a search gave them; -1 stays without a neighbour.
     """
+    return best_first(Neighbours(similarities(vectors, queries, rows), rows), rows.shape[1])
+
+
+def similarities(vectors: EmbeddingSet, queries: Float32s, rows: Int64s) -> Float32s:
+    """Return each row's similarity to its query, in the order given: float32 [Q, K]; -inf where the row is -1."""
     scores = np.full(rows.shape, -np.inf, dtype=np.float32)
     for start in range(0, len(rows), _QUERIES_AT_ONCE):
         block = rows[start : start + _QUERIES_AT_ONCE]
@@ -35,7 +41,7 @@ def exact_scores(vectors: EmbeddingSet, queries: Float32s, rows: Int64s) -> Neig
         distinct, place = np.unique(block[at_Q, at_K], return_inverse=True)
         found_ND = vectors.gather(distinct)[place]
         scores[start + at_Q, at_K] = np.einsum("nd,nd->n", found_ND, queries[start + at_Q])
-    return best_first(Neighbours(scores, rows), rows.shape[1])
+    return scores
 
 
 class PositiveScores:
@@ -45,17 +51,17 @@ class PositiveScores:
     embedded.
     """
 
-    def __init__(self, vectors: EmbeddingSet, embed: Callable[[list[str]], Float32s]) -> None:
-        """Prepare the look-up by id: 16 bytes a passage in memory.
+    def __init__(self, vectors: EmbeddingSet, corpus: CorpusRows, embed: Callable[[list[str]], Float32s]) -> None:
+        """Take the parts.
 
         Args:
             vectors: of the corpus.
+            corpus: whose rows they are.
             embed: contents of passages to float32 [N, D], by the same encoder.
         """
         self._vectors = vectors
+        self._corpus = corpus
         self._embed = embed
-        self._order = np.argsort(vectors.hashes.ids, kind="stable")
-        self._sorted_ids = vectors.hashes.ids[self._order]
 
     def of(self, pairs: Sequence[Pair], queries: Float32s) -> list[Float32s]:
         """Return, for each pair, the similarities of its query to its positives.
@@ -71,11 +77,8 @@ class PositiveScores:
         return np.split(scores, np.cumsum(sizes)[:-1])
 
     def _vectors_of(self, passages: Sequence[Passage]) -> Float32s:
-        ids = np.array([id_hash(passage.id) for passage in passages], dtype=np.int64)
-        contents = np.array([passage.content_hash for passage in passages], dtype=np.int64)
-        place = np.minimum(np.searchsorted(self._sorted_ids, ids), len(self._sorted_ids) - 1)
-        rows = self._order[place]
-        stored = (self._sorted_ids[place] == ids) & (self._vectors.hashes.contents[rows] == contents)
+        rows = self._corpus.of(passages)
+        stored = rows >= 0
         found = np.empty((len(passages), self._vectors.dim), dtype=np.float32)
         found[stored] = self._vectors.gather(rows[stored])
         if not stored.all():

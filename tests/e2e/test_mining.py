@@ -162,8 +162,9 @@ def test_the_manifest_says_where_the_negatives_come_from(place: Path, pool: Embe
     assert manifest["snapshot_hash"].startswith("sha256:")
     assert manifest["index"] == {"factory": "Flat", "ntotal": 4 * TOPICS, "recall@10": 1.0}
     assert manifest["filters"] == report.filters
-    steps = ["embed_corpus", "embed_queries", "index", "search_and_filter", "publish"]
+    steps = ["embed_corpus", "embed_queries", "index", "search", "filter", "publish"]
     assert list(report.seconds) == steps
+    assert list(manifest["seconds"]) == steps
     assert not (place / "work").exists()
 
 
