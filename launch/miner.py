@@ -10,7 +10,6 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from data_shards.errors import UserError
 from data_shards.negatives import published_versions
 from encoder.snapshot import snapshot_step
 from index_build.mine import KnownPositives, MiningReport, mine
-from index_build.mining_config import Source
 from index_build.ray_pool import EmbedPool
 from launch.config import RunConfig, load_config
 from train.engine import bfloat16_pays
@@ -111,14 +109,8 @@ class Miner:
         """Steps from one refresh to the next; 0 where there is one alone."""
         return self._config.refresh.cadence(self._order, sys.maxsize).every
 
-    def serve(self, request: RefreshRequest, root: Path, sources: Sequence[Source] = ()) -> MiningReport:
-        """Make one version: embed, index, search, filter, publish.
-
-        Args:
-            request: what is wanted.
-            root: folder of the versions.
-            sources: in place of the config's `mining.sources`; without `dense` the snapshot is not read.
-        """
+    def serve(self, request: RefreshRequest, root: Path) -> MiningReport:
+        """Make one version: embed, index, search, filter, publish."""
         self._known = self._known or KnownPositives(self._pairs)
         _log.info("version %d for steps %d to %d", request.version, request.from_step, request.to_step)
         return mine(
@@ -134,7 +126,7 @@ class Miner:
             version=request.version,
             from_step=request.from_step,
             to_step=request.to_step,
-            config=replace(self._config.mining, sources=tuple(sources) or self._config.mining.sources),
+            config=replace(self._config.mining, sources=request.sources or self._config.mining.sources),
             index_config=self._config.index,
             cache_dir=self._run.root / "mining",
         )

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from data_shards.atomic import read_json, write_json
 from data_shards.negatives import NegativesVersion, published_versions
@@ -32,7 +33,7 @@ class RefreshRequest:
     snapshot_step: int
     from_step: int
     to_step: int
-    sources: tuple[str, ...] = ()
+    sources: tuple[Literal["bm25"], ...] = ()
     """Where negatives come from, in place of `mining.sources`: the warm-up has no encoder to ask."""
 
     def write(self, run: RunFolder) -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from data_shards.atomic import write_json
-from data_shards.errors import ShardCorruptError
+from data_shards.errors import DamagedVersionError, ShardCorruptError, UserError
 from data_shards.negatives import NegativesVersion, published_versions
 from data_shards.order import GlobalOrder
 from train.arrivals import WORDS, Arrivals
@@ -86,7 +86,7 @@ class Refresher:
                 snapshot_step=0,
                 from_step=0,
                 to_step=min(self._total, first if self.waits else first + self._reach()),
-                sources=(self._config.warm_up,),
+                sources=("bm25",),
             )
         else:
             begin = step + self._lag(step) // 2
@@ -200,7 +200,7 @@ class Refresher:
 
     def _wait_once(
         self, version: int, give_up: Callable[[], bool]
-    ) -> tuple[NegativesVersion | None, ShardCorruptError | None]:
+    ) -> tuple[NegativesVersion | None, UserError | None]:
         try:
             found = wait_for_version(
                 self._run,
@@ -209,6 +209,6 @@ class Refresher:
                 timeout_s=self._config.timeout_s,
                 give_up=give_up,
             )
-        except ShardCorruptError as error:
+        except (ShardCorruptError, DamagedVersionError) as error:
             return None, error
         return found, None
