@@ -30,6 +30,7 @@ _VERBS = {
     "shards sample": ("launch.shards_look", "ShardsSample", "show a few samples"),
     "train": ("launch.train_verbs", "Train", "train by a TOML config; --resume goes on with a stopped run"),
     "mine": ("launch.train_verbs", "Mine", "one refresh of hard negatives, by hand"),
+    "negatives show": ("launch.negatives_verbs", "NegativesShow", "versions of mined negatives, and what is in one"),
     "embed": ("launch.corpus_verbs", "Embed", "embed a corpus, each passage once, whatever is killed"),
     "index build": ("launch.corpus_verbs", "IndexBuild", "build an index and measure its recall"),
     "index list": ("launch.corpus_verbs", "IndexList", "list the versions of an index"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,9 @@ class Board(Protocol):
 
     def log(self, step: int, numbers: Mapping[str, float], histograms: Mapping[str, Histogram]) -> None:
         """Show one event's values."""
+
+    def table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Show a table."""
 
     def artifact(self, kind: str, path: Path, metadata: Mapping[str, Any]) -> None:
         """Show that something was made."""
@@ -62,6 +65,11 @@ class WandbBoard:
         """Show one event's values over the global step."""
         shown = {name: self._wandb.Histogram(np_histogram=value) for name, value in histograms.items()}
         self._run.log({"global_step": step, **numbers, **shown})
+
+    def table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log it over the global step; it is a file beside the run's."""
+        shown = self._wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+        self._run.log({"global_step": step, name: shown})
 
     def artifact(self, kind: str, path: Path, metadata: Mapping[str, Any]) -> None:
         """Log a new version of the run's artifact of this kind, by reference."""
@@ -115,6 +123,12 @@ class TensorBoard:
                 global_step=step,
             )
 
+    def table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Add it as text, in Markdown."""
+        lines = [columns, ["---"] * len(columns), *rows]
+        shown = ("| " + " | ".join("" if cell is None else _cell(cell) for cell in line) + " |" for line in lines)
+        self._writer.add_text(name, "\n".join(shown), step)
+
     def artifact(self, kind: str, path: Path, metadata: Mapping[str, Any]) -> None:
         """Note it down as text."""
         self._writer.add_text(f"artifact/{kind}", f"{path}: {metadata['id']}", metadata["step"])
@@ -122,6 +136,10 @@ class TensorBoard:
     def close(self, exit_code: int, why: str) -> None:
         """Flush."""
         self._writer.close()
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def check_tensorboard() -> None:

@@ -7,7 +7,7 @@ import logging
 import netrc
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -114,6 +114,18 @@ class Tracker:
         numbers = {name: value for name, value in flat.items() if not isinstance(value, dict)}
         for board in self._boards:
             board.log(step, numbers, histograms)
+
+    def table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Show a table on the boards; `metrics.jsonl` has no line of it.
+
+        Args:
+            name: such as refresh/sample.
+            step: the optimiser step.
+            columns: their names.
+            rows: numbers, texts or None.
+        """
+        for board in self._boards if self._active else ():
+            board.table(name, step, columns, rows)
 
     def artifact(self, kind: str, path: Path, *, identity: str, step: int, uses: Mapping[str, str]) -> None:
         """Write down what was made from what: in `lineage.jsonl` always, and on the boards. See `append_lineage`."""

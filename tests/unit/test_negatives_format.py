@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_shards.errors import ShardCorruptError, UserError
+from data_shards.errors import DamagedVersionError, ShardCorruptError, UserError
 from data_shards.negatives import (
     MinedNegative,
     NegativesManifest,
@@ -206,6 +206,75 @@ def test_a_damaged_manifest_is_refused(root: Path) -> None:
     path.write_text(path.read_text()[:50])
     with pytest.raises(UserError, match="manifest.json is not valid JSON"):
         NegativesVersion.open(root, 3)
+
+
+@pytest.mark.parametrize("name", ["train-000000.tar.idx", "train-000000.tar.crc"])
+def test_a_damaged_sidecar_is_mended_from_its_verified_tar(root: Path, name: str) -> None:
+    path = version_dir(root, 3) / name
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    version = NegativesVersion.open(root, 3)
+    assert version.negatives("train-000000", 2) == [negative.passage for negative in mined(1, 2)]
+    assert version.negatives("train-000000", 7) == [mined(3)[0].passage]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 4}, r"manifest\.json is of version 4; delete the folder"),
+        ({"version": "3"}, r"`version` is '3', wanted a whole number"),
+        ({"to_step": None}, r"`to_step` is None, wanted a whole number"),
+        ({"filters": []}, r"`filters` is \[\], wanted an object"),
+        ({"shards": None}, r"is no negatives manifest \(.*mine anew"),
+        ({"colour": "red"}, r"is no negatives manifest \(.*colour.*mine anew"),
+    ],
+)
+def test_a_damaged_manifest_is_an_error_of_its_own_that_a_trainer_can_catch(
+    root: Path, change: dict[str, object], message: str
+) -> None:
+    path = version_dir(root, 3) / "manifest.json"
+    row = json.loads(path.read_text())
+    path.write_text(json.dumps({**row, **change}))
+    with pytest.raises(DamagedVersionError, match=message):
+        NegativesVersion.open(root, 3)
+    for text in ("[]", "null", "", '{"version": 3'):
+        path.write_text(text)
+        with pytest.raises(DamagedVersionError, match=r"manifest\.json is no"):
+            NegativesVersion.open(root, 3)
+
+
+def test_the_sample_is_kept_with_its_checksum(tmp_path: Path) -> None:
+    sample = [{"query": "q", "positives": [], "negatives": []}]
+    write_negatives(tmp_path, MANIFEST, ROWS, sample=sample)
+    version = NegativesVersion.open(tmp_path, 3)
+    assert version.sample() == sample
+    path = version.folder / "sample.json"
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(ShardCorruptError, match=r"sample\.json at byte 0: its sha256 is"):
+        NegativesVersion.open(tmp_path, 3)
+
+
+def test_a_version_from_before_there_were_statistics_is_read(root: Path) -> None:
+    path = version_dir(root, 3) / "manifest.json"
+    row = json.loads(path.read_text())
+    for name in ("sources", "statistics", "sample_sha256"):
+        del row[name]
+    path.write_text(json.dumps(row))
+    version = NegativesVersion.open(root, 3)
+    assert (version.manifest.sources, version.manifest.statistics, version.sample()) == (("dense",), {}, [])
+
+
+def test_publishing_is_timed_where_asked(tmp_path: Path) -> None:
+    write_negatives(tmp_path, MANIFEST, ROWS, timed=True)
+    seconds = NegativesVersion.open(tmp_path, 3).manifest.seconds
+    assert list(seconds) == ["embed", "publish"]
+    assert seconds["publish"] >= 0
+
+
+def test_all_touched_rows_are_told(root: Path) -> None:
+    found = {stem: rows.tolist() for stem, rows in NegativesVersion.open(root, 3).touched()}
+    assert found == {"train-000000": [2, 7], "train-000002": [0]}
 
 
 def test_few_shards_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
