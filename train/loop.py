@@ -31,6 +31,7 @@ from train.keeper import Keeper
 from train.memory import graphs_fit
 from train.mfu import Utilisation, peak_memory_gib
 from train.objective import Objective
+from train.refresh_log import log_refresh
 from train.refresher import Refresher
 from train.schedule import learning_rate
 from train.step_log import StepSums, add_up
@@ -102,6 +103,7 @@ class _Loop:
         self.step_started = time.monotonic()
         self.stopped_by = ""
         self._waited_s = 0.0  # for the newest negatives
+        self._refreshed_at = time.monotonic()
         self._skipped = 0.0  # pairs, by all ranks, since the last line of the log
 
     def run(self) -> int:
@@ -237,21 +239,12 @@ class _Loop:
         """Show the negatives that come into use, and let go of those that are of no use any more."""
         version = self.refresher.plan.newest_at(step)
         assert version is not None
-        manifest = version.manifest
-        values = {
-            "version": manifest.version,
-            "from_step": manifest.from_step,
-            "to_step": manifest.to_step,
-            "age_steps": step - manifest.snapshot_step,
-            "queries": len(version),
-            "seconds": manifest.seconds,
-            "filters": manifest.filters,
-            **{f"{name}_score": value for name, value in manifest.scores.items()},
-            "index": manifest.index,
-            "waited_s": self._waited_s,
-        }
-        self.tracker.log("refresh", step, values)
-        _log.info("step %d: negatives version %d, %d queries", step, manifest.version, len(version))
+        age = step - version.manifest.snapshot_step
+        now = time.monotonic()
+        share = self._waited_s / (now - self._refreshed_at)
+        self._refreshed_at = now
+        log_refresh(self.tracker, version, step=step, waited_s=self._waited_s, waited_share=share, age_steps=age)
+        _log.info("step %d: negatives version %d, %d queries", step, version.manifest.version, len(version))
         self.refresher.prune(self.keeper.oldest_step)
 
     def _negatives(self, step: int) -> dict[str, int]:

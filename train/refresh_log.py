@@ -39,7 +39,15 @@ def refresh_values(manifest: NegativesManifest) -> dict[str, Any]:
     }
 
 
-def log_refresh(tracker: Tracker, version: NegativesVersion, *, step: int, waited_s: float, age_steps: int) -> None:
+def log_refresh(
+    tracker: Tracker,
+    version: NegativesVersion,
+    *,
+    step: int,
+    waited_s: float,
+    age_steps: int,
+    waited_share: float = 0.0,
+) -> None:
     """Log the `refresh` event of a version that comes into use, and a table of its sample.
 
     Args:
@@ -48,8 +56,10 @@ def log_refresh(tracker: Tracker, version: NegativesVersion, *, step: int, waite
         step: from which on it is used.
         waited_s: how long the trainer stood still for it.
         age_steps: of its snapshot, at that step.
+        waited_share: of the time since the refresh before.
     """
-    values = {**refresh_values(version.manifest), "waited_s": waited_s, "age_steps": age_steps}
+    times = {"waited_s": waited_s, "waited_share": waited_share, "age_steps": age_steps}
+    values = {**refresh_values(version.manifest), **times}
     tracker.log("refresh", step, values)
     if rows := _sample_rows(version):
         tracker.table("refresh/sample", step, SAMPLE_COLUMNS, rows)
