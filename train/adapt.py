@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 
-from data_shards.atomic import read_json, write_json
+from data_shards.atomic import read_json
 from data_shards.quarantine import Quarantine
 from data_shards.reader import CorpusDataset
 from encoder.masked_lm import MaskedLM, load_head
@@ -31,7 +31,7 @@ from train.schedule import learning_rate
 from train.stops import EXIT_STOPPED, StopFlag
 from train.tracker import Tracker, truncate_metrics
 from train.watchdog import Watchdog
-from train.watched import first_state, run_watched
+from train.watched import first_state, leave, run_watched
 
 _log = logging.getLogger(__name__)
 
@@ -184,12 +184,8 @@ class _Adapting:
     def _leave(self) -> int:
         """Leave after a stop: the checkpoint is written, the resume flag says so."""
         self._checkpoint()
-        self.keeper.wait()
-        reason = self.stopped_by = self.stop.reason(self.device)
-        if rank() == 0:
-            row = {"stage": "adapt", "step": self.state.step, "of": self.total, "reason": reason}
-            write_json(self.job.run.stopped, row)
-        barrier()
+        where = {"stage": "adapt", "step": self.state.step, "of": self.total}
+        self.stopped_by = leave(self.job, self.keeper, self.stop, self.device, **where)
         return EXIT_STOPPED
 
     def _finish(self) -> int:

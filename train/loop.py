@@ -38,7 +38,7 @@ from train.step_log import StepSums, add_up
 from train.stops import EXIT_STOPPED, StopFlag
 from train.tracker import Tracker, truncate_metrics
 from train.watchdog import Watchdog
-from train.watched import first_state, launched, run_watched
+from train.watched import first_state, launched, leave, run_watched
 
 _log = logging.getLogger(__name__)
 
@@ -319,11 +319,8 @@ class _Loop:
     def _leave(self) -> int:
         """Leave after a stop: the checkpoint is written, the resume flag says so."""
         self._checkpoint()
-        self.keeper.wait()
-        reason = self.stopped_by = self.stop.reason(self.device)
-        if rank() == 0:
-            write_json(self.job.run.stopped, {"step": self.state.step, "of": self.total, "reason": reason})
-        barrier()
+        where = {"step": self.state.step, "of": self.total}
+        self.stopped_by = leave(self.job, self.keeper, self.stop, self.device, **where)
         return EXIT_STOPPED
 
     def _finish(self) -> int:

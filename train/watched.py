@@ -6,12 +6,17 @@ import os
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
+
+from data_shards.atomic import write_json
 from data_shards.order import GlobalOrder
 from train.checkpoint import TrainState
-from train.collectives import world_size
+from train.collectives import barrier, rank, world_size
 from train.engine import Precision
 from train.first_cause import leave_error
 from train.job import TrainJob
+from train.keeper import Keeper
+from train.stops import StopFlag
 from train.watchdog import Watchdog
 
 
@@ -60,6 +65,27 @@ def first_state(job: TrainJob, dataset_id: str, order: GlobalOrder, precision: P
         negatives_version=0,
         precision=precision,
     )
+
+
+def leave(job: TrainJob, keeper: Keeper, stop: StopFlag, device: torch.device, **where: object) -> str:
+    """Leave the resume flag once the checkpoint is there; every rank calls it.
+
+    Args:
+        job: what this rank is told.
+        keeper: of the checkpoint.
+        stop: whose word it is.
+        device: where the process group's tensors live.
+        where: what the flag says of the place.
+
+    Returns:
+        Why the stage stops.
+    """
+    keeper.wait()
+    reason = stop.reason(device)
+    if rank() == 0:
+        write_json(job.run.stopped, {**where, "reason": reason})
+    barrier()
+    return reason
 
 
 def launched(name: str, default: int) -> int:

@@ -179,7 +179,7 @@ def test_training_with_the_stage_never_starts_without_its_snapshot(run: RunFolde
 
 
 def test_mining_by_hand_takes_the_adapted_snapshot_rather_than_the_first(uninterrupted: RunFolder) -> None:
-    request = request_by_hand(uninterrupted, load_config(uninterrupted.config), uninterrupted.root / "mined")
+    request = request_by_hand(uninterrupted, uninterrupted.root / "mined", every_steps=0)
     assert request.snapshot == "snapshots/adapted"
 
 
