@@ -7,6 +7,7 @@ itself fails the whole, at once, with its cause first.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -255,7 +256,8 @@ class EmbedPool(AbstractContextManager["EmbedPool"]):
     def _start_worker(self) -> None:
         import ray
 
-        remote = ray.remote(EmbedWorker).options(num_cpus=self._threads, max_restarts=0)
+        gpus = gpus_per_worker(ray.cluster_resources().get("GPU", 0.0), self._wanted)
+        remote = ray.remote(EmbedWorker).options(num_cpus=self._threads, num_gpus=gpus, max_restarts=0)
         actor = remote.remote(self._threads, self.precision, self._tokens_per_batch)
         self._starting[actor.ready.remote()] = _Worker(actor=actor, started=time.monotonic())
 
@@ -307,6 +309,16 @@ class EmbedPool(AbstractContextManager["EmbedPool"]):
                 ray.kill(worker.actor)
         self._workers.clear()
         self._starting.clear()
+
+
+def gpus_per_worker(gpus: float, workers: int) -> float:
+    """Return each worker's share: one GPU at most, and where there are fewer than workers, several take turns on one.
+
+    A share divides a GPU evenly, since no worker can have parts of two.
+    """
+    if not gpus:
+        return 0.0
+    return 1.0 / math.ceil(workers / gpus)
 
 
 def _finished_parts(out: Path, jobs: Sequence[ShardJob]) -> dict[int, PartRecord]:

@@ -112,7 +112,8 @@ class EmbedWorker:
     def _encoder(self, snapshot: Snapshot) -> Encoder:
         if self._loaded is None or self._loaded[0] != snapshot.hash:
             self._loaded = None  # never two encoders in memory
-            encoder = load_encoder(snapshot.path)
+            # Ray shows a worker the GPUs that are its own, and none where the cluster has none.
+            encoder = load_encoder(snapshot.path).to("cuda" if torch.cuda.is_available() else "cpu")
             if (found := snapshot_hash(snapshot.path)) != snapshot.hash:
                 raise UserError(f"{snapshot.path} is {found} here, was {snapshot.hash}: it has changed meanwhile")
             self._loaded = (snapshot.hash, encoder)
