@@ -18,8 +18,14 @@ def prepare_backbone(backbone: PreTrainedModel, *, bidirectional: bool) -> None:
     be filled in every forward pass for nothing.
 
     Raises:
-        UserError: `bidirectional`, and the backbone is no decoder, or one that cannot.
+        UserError: the backbone is an encoder with a decoder; or `bidirectional`, and it is no decoder, or one that
+            cannot.
     """
+    if backbone.config.is_encoder_decoder:
+        raise UserError(
+            f"{backbone.config.model_type} is an encoder with a decoder behind it, which Dipole cannot train; choose "
+            "an encoder or a decoder for encoder.model"
+        )
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None
     if not is_decoder(backbone):

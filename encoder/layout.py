@@ -69,7 +69,8 @@ def _read_length(folder: Path, longest: int) -> int:
     config = read_optional(folder / "sentence_bert_config.json")
     if config.get("query_length") or config.get("document_length"):
         raise UserError(f"{folder} cuts queries and documents at different lengths, which Dipole does not keep")
-    return int(config.get("max_seq_length") or min(tokenizer.get("model_max_length") or longest, longest))
+    # Some name more than there are places for: such texts would fail there, and are cut here.
+    return int(min(config.get("max_seq_length") or tokenizer.get("model_max_length") or longest, longest))
 
 
 def _read_pooling(folder: Path) -> Pooling:

@@ -8,11 +8,13 @@ import itertools
 import secrets
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from data_shards.atomic import atomic_path, read_json, write_json
 from data_shards.errors import UserError
 from data_shards.order import check_batch_divides
 from data_shards.reader import CorpusDataset, PairDataset
+from data_shards.remote.transfer import without_secrets
 from encoder.lora import add_lora
 from encoder.masked_lm import new_head, save_head
 from encoder.model import Encoder, EncoderSettings, scratch_encoder, with_settings
@@ -141,8 +143,15 @@ def load_job(run: RunFolder) -> TrainJob:
         stop=config.stop,
         watchdog=config.watchdog,
         tracker=config.tracker,
-        resolved=dataclasses.asdict(config),
+        resolved=_for_boards(config),
     )
+
+
+def _for_boards(config: RunConfig) -> dict[str, Any]:
+    """Return the whole config as others may see it: passwords and signatures in URLs stay in the run folder."""
+    pairs = tuple(map(without_secrets, config.data.pairs))
+    data = dataclasses.replace(config.data, pairs=pairs, corpus=without_secrets(config.data.corpus))
+    return dataclasses.asdict(dataclasses.replace(config, data=data))
 
 
 def build_encoder(config: RunConfig, corpus: CorpusDataset | None) -> Encoder:
@@ -209,7 +218,7 @@ def _check_resume(run: RunFolder, config: RunConfig, resume: bool) -> None:
 
 def _shown(value: object) -> str:
     """Return a setting for a message; a list of one as its only member, which is how it was given."""
-    return repr(value[0] if isinstance(value, tuple) and len(value) == 1 else value)
+    return without_secrets(repr(value[0] if isinstance(value, tuple) and len(value) == 1 else value))
 
 
 def _absolute(path: str) -> str:

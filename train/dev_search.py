@@ -14,6 +14,7 @@ from torch import Tensor
 from data_shards.collate import Chunk, pad_chunks
 from encoder.model import Side
 from train.collectives import gather_rows, rank, world_size
+from train.full_precision import full_precision
 from train.health import TrainingDivergedError
 
 Encode = Callable[[Chunk, Side], Tensor]
@@ -91,8 +92,7 @@ def _nearest(query_bD: Tensor, passage_pD: Tensor, depth: int) -> tuple[Tensor, 
     best_bk = query_bD.new_empty(len(query_bD), 0)
     place_bk = torch.empty(len(query_bD), 0, dtype=torch.int64, device=query_bD.device)
     first = 0
-    # The caller may stand in autocast: scores in bfloat16 would tie what is not equal.
-    with torch.autocast(query_bD.device.type, enabled=False):
+    with full_precision(query_bD.device):  # the caller may stand in autocast
         for block_cD in passage_pD.split(_BLOCK_PASSAGES):
             score_bk, row_bk = (query_bD @ block_cD.T).topk(min(depth, len(block_cD)))
             both_bk = torch.cat([best_bk, score_bk], 1)

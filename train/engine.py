@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -123,7 +124,7 @@ def check_engine(config: EngineConfig, optimizer: OptimizerConfig, *, ranks: int
     """Refuse, before any process starts, what this machine cannot run.
 
     Raises:
-        UserError: DeepSpeed is not installed, or a setting is not for this engine or device.
+        UserError: DeepSpeed or a compiler is not installed, or a setting is not for this engine or device.
     """
     if config.kind.startswith("zero"):
         try:
@@ -132,6 +133,11 @@ def check_engine(config: EngineConfig, optimizer: OptimizerConfig, *, ranks: int
             raise UserError(f"engine {config.kind} needs DeepSpeed: pip install 'dipole[deepspeed]'") from None
         if optimizer.ema_decay:
             raise UserError(f"optimizer.ema_decay does not go with engine {config.kind}; set kind to ddp or fsdp2")
+    compiler = os.environ.get("CXX", "g++")
+    if config.compile and _device().type == "cpu" and shutil.which(compiler) is None:
+        raise UserError(
+            f"engine.compile needs a C++ compiler and there is no {compiler}; install it, or leave it out"
+        )
     gpus = torch.cuda.device_count()
     if gpus and ranks > gpus:
         raise UserError(f"{ranks} ranks on a machine with {gpus} GPUs; set run.ranks to {gpus}, or use more nodes")

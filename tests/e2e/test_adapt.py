@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.numpy import load_file
 
 from launch.config import load_config
 from launch.runs import prepare_run
 from tests.e2e.conftest import dipole, tiny_toml
 from tests.e2e.watching import Watched, losses
+from tests.resuming import assert_same_weights, copy_run
 from train.tracker import read_metrics
 
 pytestmark = pytest.mark.distributed
@@ -38,16 +37,9 @@ def adapted(run: Path) -> list[dict[str, Any]]:
     return [row for row in read_metrics(run / "metrics.jsonl") if row["event"] == "adapt"]
 
 
-def _copy(start: Path, to: Path) -> Path:
-    shutil.copytree(start, to, symlinks=True)
-    config = to / "config.toml"
-    config.write_text(config.read_text().replace(str(start), str(to)))
-    return to
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = _copy(start, tmp_path_factory.mktemp("uninterrupted") / "run")
+    run = copy_run(start, tmp_path_factory.mktemp("uninterrupted") / "run")
     answer = dipole("train", run / "config.toml", "--resume")
     assert (answer["steps"], answer["finished"]) == (12, True)
     return run
@@ -56,7 +48,7 @@ def uninterrupted(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_killed_in_the_stage_and_again_behind_it_the_run_is_the_one_that_was_not(
     start: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    run = _copy(start, tmp_path / "run")
+    run = copy_run(start, tmp_path / "run")
     _kill(run, lambda: len(adapted(run)) >= 6)
     assert not (run / "snapshots" / "adapted").exists(), "it should have been killed in the stage"
     _kill(run, lambda: len(losses(run)) >= 3)
@@ -89,6 +81,5 @@ def _assert_same(run: Path, wanted: Path) -> None:
     assert losses(run) == losses(wanted)
     assert sorted(losses(run)) == list(range(12))
     for snapshot in ("adapted", "final"):
-        found, expected = (load_file(where / "snapshots" / snapshot / "model.safetensors") for where in (run, wanted))
-        assert all((found[name] == value).all() for name, value in expected.items()), snapshot
+        assert_same_weights(run / "snapshots" / snapshot, wanted / "snapshots" / snapshot)
     assert not (run / "adapt" / "checkpoints").exists()

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 from pathlib import Path
 
 import pytest
-from safetensors.numpy import load_file
 
 from data_shards.negatives import published_versions
 from data_shards.reader import PairDataset
 from launch.config import load_config
 from tests.e2e.conftest import dipole, tiny_toml
 from tests.e2e.watching import Watched, losses, steps_logged
+from tests.resuming import assert_same_weights, copy_run
 
 pytestmark = [pytest.mark.distributed, pytest.mark.ray]
 _MINING = ["[refresh]\nfirst_step = 5\nevery_steps = 3", "[mining]\nmax_relative_score = 1.0", "[workers]\ncount = 1"]
@@ -38,18 +37,10 @@ def start(mined_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def _copy(start: Path, to: Path) -> Path:
-    """Copy a run to another place and tell its config so."""
-    shutil.copytree(start, to, symlinks=True)
-    config = to / "config.toml"
-    config.write_text(config.read_text().replace(str(start), str(to)))
-    return to
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run, left alone to its end."""
-    run = _copy(start, tmp_path_factory.mktemp("uninterrupted") / "run")
+    run = copy_run(start, tmp_path_factory.mktemp("uninterrupted") / "run")
     answer = dipole("train", run / "config.toml", "--resume")
     assert answer["steps"] == 12
     assert published_versions(run / "negatives") == [1, 2, 3]
@@ -59,10 +50,7 @@ def uninterrupted(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def _assert_same(run: Path, wanted: Path) -> None:
     assert losses(run) == losses(wanted)
     assert sorted(losses(run)) == list(range(12))
-    found, expected = (load_file(where / "snapshots/final/model.safetensors") for where in (run, wanted))
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert (found[name] == value).all(), name
+    assert_same_weights(run / "snapshots" / "final", wanted / "snapshots" / "final")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +63,7 @@ def _assert_same(run: Path, wanted: Path) -> None:
     ],
 )
 def test_resume_is_exact_after_kill_9(start: Path, uninterrupted: Path, tmp_path: Path, at_step: int, victim: str):
-    run = _copy(start, tmp_path / "run")
+    run = copy_run(start, tmp_path / "run")
     watched = Watched("train", run / "config.toml", "--resume")
     try:
         watched.wait_for(lambda: steps_logged(run) >= at_step)
@@ -122,7 +110,7 @@ def test_a_killed_miner_is_started_again_and_the_run_is_the_same(uninterrupted: 
 def test_a_stop_leaves_no_process_and_a_run_that_resumes(
     start: Path, uninterrupted: Path, tmp_path: Path, number: signal.Signals
 ):
-    run = _copy(start, tmp_path / "run")
+    run = copy_run(start, tmp_path / "run")
     watched = Watched("train", run / "config.toml", "--resume")
     try:
         watched.wait_for(lambda: steps_logged(run) >= 6)
@@ -142,7 +130,7 @@ def test_resumed_at_another_world_size_the_order_is_the_same(start: Path, uninte
 
     Dropout is drawn by each rank for itself, so the losses are near, not equal.
     """
-    run = _copy(start, tmp_path / "run")
+    run = copy_run(start, tmp_path / "run")
     answer = dipole("train", run / "config.toml", "--resume", "--ranks", 1)
     assert answer["steps"] == 12
     found, wanted = losses(run), losses(uninterrupted)

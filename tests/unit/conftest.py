@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("wants root that may mount a tmpfs")
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.fixture
+def handlers_come_back() -> Iterator[None]:
+    """A stage catches signals for as long as its process lives; the tests' process goes on."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from encoder.snapshot import load_encoder, save_snapshot, snapshot_hash
 from launch.config import RunConfig, load_config, to_toml
 from launch.miner import request_by_hand
 from launch.runs import load_job, prepare_run
+from tests.resuming import assert_same_weights, stop_when
 from tests.unit.tiny import TEXTS, pair, passage, tiny_encoder, write_corpus, write_pairs
 from tests.unit.tiny_backbones import write_backbone
 from train import adapt as room
@@ -26,19 +25,11 @@ from train.health import TrainingDivergedError
 from train.lineage import read_lineage
 from train.loop import train
 from train.run_folder import RunFolder
-from train.stops import EXIT_STOPPED, StopFlag
+from train.stops import EXIT_STOPPED
 from train.tracker import read_metrics
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+pytestmark = pytest.mark.usefixtures("fresh_accelerate", "handlers_come_back")
 STEPS = 5
-
-
-@pytest.fixture(autouse=True)
-def _handlers_come_back() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -97,20 +88,14 @@ def uninterrupted(prepared: RunFolder, tmp_path_factory: pytest.TempPathFactory)
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, run: RunFolder, steps: int) -> None:
     """Have the flag up as soon as so many steps are taken."""
-
-    class Stop(StopFlag):
-        def asked_here(self) -> bool:
-            return len(read_metrics(run.metrics)) >= steps - 1
-
-    monkeypatch.setattr(room, "StopFlag", Stop)
+    stop_when(monkeypatch, room, lambda: len(read_metrics(run.metrics)) >= steps - 1)
 
 
 def assert_same(run: RunFolder, wanted: RunFolder) -> None:
     rows, others = read_metrics(run.metrics), read_metrics(wanted.metrics)
     for name in ("event", "step", "loss", "accuracy", "grad_norm", "lr", "masked"):
         assert [row[name] for row in rows] == [row[name] for row in others], name
-    found, expected = (load_file(where.adapted / "model.safetensors") for where in (run, wanted))
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert_same_weights(run.adapted, wanted.adapted)
 
 
 def test_what_the_stage_leaves(uninterrupted: RunFolder) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from tokenizers import normalizers, processors
-from transformers import AutoTokenizer, LlamaTokenizer
+from transformers import AutoTokenizer, LlamaTokenizer, T5Config, T5Model
 
 from data_shards.errors import UserError
 from encoder.backbone import is_bidirectional, is_decoder, position_limit
@@ -218,3 +218,21 @@ def test_a_tokenizer_that_pads_on_the_left_gives_the_same_vectors(kind: str, poo
 def test_positions_behind_the_padding_id_leave_less_room() -> None:
     limits = {kind: position_limit(tiny_backbone(kind)) for kind in ALL}
     assert limits == {kind: {"xlm-roberta": 63, "mpnet": 62}.get(kind, 64) for kind in ALL}
+
+
+def test_a_length_beyond_the_positions_is_cut_to_them(tmp_path: Path) -> None:
+    """Some published models name their position table's size, which is more than it holds."""
+    made = Encoder(tiny_backbone("mpnet"), tiny_tokenizer("mpnet"), EncoderSettings(max_tokens=16))
+    save_snapshot(made, tmp_path / "a")
+    edit(tmp_path / "a" / "sentence_bert_config.json", max_seq_length=64)
+    encoder = load_encoder(tmp_path / "a")
+    assert encoder.settings.max_tokens == 62
+    assert np.isfinite(embed_texts(encoder, ["sort " * 99], side="query")).all()
+
+
+def test_an_encoder_with_a_decoder_is_refused(tmp_path: Path) -> None:
+    config = T5Config(vocab_size=200, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8)
+    T5Model(config).save_pretrained(tmp_path)
+    tiny_tokenizer("bert").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="^t5 is an encoder with a decoder behind it, which Dipole cannot"):
+        load_encoder(tmp_path)

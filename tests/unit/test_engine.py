@@ -63,6 +63,14 @@ def test_deepspeed_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
         check_engine(EngineConfig(kind="zero2"), OptimizerConfig(), ranks=1)
 
 
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    check_engine(EngineConfig(), OptimizerConfig(), ranks=1)
+    message = "^engine.compile needs a C.. compiler and there is no no-such-compiler; install it, or leave it out$"
+    with pytest.raises(UserError, match=message):
+        check_engine(EngineConfig(compile=True), OptimizerConfig(), ranks=1)
+
+
 def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     check_engine(EngineConfig(), OptimizerConfig(), ranks=2)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from math import nan
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from data_shards.atomic import read_json, write_json
 from data_shards.errors import ShardCorruptError, UserError
@@ -22,6 +18,7 @@ from data_shards.reader import PairDataset
 from data_shards.shard_reader import ShardReader
 from launch.config import load_config, to_toml
 from launch.runs import load_job, prepare_run
+from tests.resuming import assert_same_weights, stop_when
 from tests.unit.tiny import TEXTS, pair, passage, write_corpus, write_pairs
 from train import loop
 from train.checkpoint import TrainState, newest_checkpoint
@@ -32,20 +29,12 @@ from train.lineage import read_lineage
 from train.loop import train
 from train.refresh import failed_path, request_path
 from train.run_folder import RunFolder
-from train.stops import EXIT_STOPPED, StopFlag
+from train.stops import EXIT_STOPPED
 from train.torch_engine import TorchEngine
 from train.tracker import read_metrics
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+pytestmark = pytest.mark.usefixtures("fresh_accelerate", "handlers_come_back")
 STEPS, BORDER = 6, 2
-
-
-@pytest.fixture(autouse=True)
-def _handlers_come_back() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -138,18 +127,12 @@ def assert_same(run: RunFolder, wanted: RunFolder) -> None:
     assert events(run) == events(wanted)
     for event, name in (("step", "loss"), ("step", "grad_norm"), ("step", "lr"), ("dev", "ndcg@10")):
         assert values(run, event, name) == values(wanted, event, name)
-    found, expected = (load_file(where.final / "model.safetensors") for where in (run, wanted))
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert_same_weights(run.final, wanted.final)
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, run: RunFolder, steps: int) -> None:
     """Have the flag up as soon as so many steps are logged."""
-
-    class Stop(StopFlag):
-        def asked_here(self) -> bool:
-            return sum(event == "step" for event, _ in events(run)) >= steps - 1
-
-    monkeypatch.setattr(loop, "StopFlag", Stop)
+    stop_when(monkeypatch, loop, lambda: sum(event == "step" for event, _ in events(run)) >= steps - 1)
 
 
 def test_what_a_whole_run_leaves(uninterrupted: RunFolder) -> None:

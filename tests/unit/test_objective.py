@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.unit.objective_reference import DIM, Problem, problem, reference
+from train.dev_search import nearest_on_all_ranks
 from train.objective import Labels, LossConfig, LossOutput, Objective
 
 CPU = torch.device("cpu")
@@ -181,6 +182,14 @@ def test_tf32_is_kept_from_the_scores_and_from_nothing_else() -> None:
     """The setting alone; what it does is seen on a GPU."""
     with _Precision() as seen:
         call(problem(), config())
+    assert seen.tf32 == {False}
+    assert torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.usefixtures("tf32")
+def test_tf32_is_kept_from_the_search_of_the_dev_set_too() -> None:
+    with _Precision() as seen:
+        nearest_on_all_ranks(torch.eye(3), torch.eye(3), 2)
     assert seen.tf32 == {False}
     assert torch.backends.cuda.matmul.allow_tf32
 

@@ -12,7 +12,7 @@ import pytest
 from data_shards.errors import UserError
 from encoder.snapshot import load_encoder, snapshot_hash
 from launch.config import RunConfig, load_config
-from launch.runs import load_job, prepare_run
+from launch.runs import load_job, prepare_run, save_config
 from tests.unit.tiny import TEXTS, pair, passage, write_corpus, write_pairs
 from tests.unit.tiny_backbones import write_backbone
 from train.run_folder import RunFolder
@@ -111,6 +111,18 @@ def test_the_job_of_a_rank_comes_from_the_folder_alone(config: RunConfig) -> Non
     assert (job.batch, job.loss, job.train) == (config.batch, config.loss, config.train)
     assert job.run_id == json.loads(run.identity.read_text())["run_id"]
     assert job.resolved == dataclasses.asdict(config)
+
+
+def test_what_boards_show_and_messages_say_holds_no_password_and_no_signature(config: RunConfig) -> None:
+    run = prepare_run(config, resume=False)
+    places = "--data.pairs=https://user:pass@host/pairs?sig=x,s3://bucket/pairs"
+    secret = change(config, places, "--data.corpus=https://host/corpus?token=y")
+    refuse(secret, r"now it is \('https://host/pairs', 's3://bucket/pairs'\)", resume=True)
+    save_config(run, secret)
+    job = load_job(run)
+    assert job.data.locations[0] == "https://user:pass@host/pairs?sig=x"
+    assert job.resolved["data"]["pairs"] == ("https://host/pairs", "s3://bucket/pairs")
+    assert job.resolved["data"]["corpus"] == "https://host/corpus"
 
 
 def test_a_named_model_is_taken_with_the_settings_that_are_given(

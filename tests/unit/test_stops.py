@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -23,13 +22,7 @@ ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 NUMBERS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 
-
-@pytest.fixture(autouse=True)
-def _handlers_come_back() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in NUMBERS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("handlers_come_back")
 
 
 @pytest.mark.parametrize("number", NUMBERS, ids=lambda number: number.name)

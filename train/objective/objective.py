@@ -9,12 +9,10 @@ Source: Matryoshka sizes: Kusupati et al. 2022, equation 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
+from train.full_precision import full_precision
 from train.objective.base import add_base
 from train.objective.batch import gather_batch
 from train.objective.blocks import add_contrastive
@@ -65,7 +63,7 @@ class Objective:
         """
         config, temperature = self._config, self._temperature
         sizes = config.sizes(query_bD.shape[1])
-        with _full_precision(query_bD.device), torch.enable_grad():
+        with full_precision(query_bD.device), torch.enable_grad():
             batch = gather_batch(query_bD, passage_nD, labels, config)
             check_teacher(batch, config)
             own = own_passages(labels) if config.distill != "off" or config.base_weight else None
@@ -116,15 +114,3 @@ class Objective:
     def load(self, state: dict[str, float]) -> None:
         """Go on from what `state` returned."""
         self._temperature.load(state)
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Keep autocast and TF32 from the scores: a temperature of 0.05 makes rounding 20 times as large."""
-    matmul = torch.backends.cuda.matmul
-    before, matmul.allow_tf32 = matmul.allow_tf32, False
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        matmul.allow_tf32 = before
