@@ -64,7 +64,7 @@ class Lanes:
         place = np.searchsorted(epoch.line_ends, line, side="right")
         shard = epoch.shard_order[place]
         row = line - (epoch.line_ends[place] - self._shard_samples[shard])
-        shuffled = permute(row, self._shard_samples[shard], keys_of(epoch.keys, shard))
+        shuffled = permute(row, self._shard_samples[shard], epoch.shard_keys[:, shard])
         ordinals: Int64s = self._shard_begins[shard] + shuffled
         return ordinals
 
@@ -83,6 +83,7 @@ class _Epoch:
     def __init__(self, identity: str, number: int, shard_samples: Int64s, lanes: int) -> None:
         samples = int(shard_samples.sum())
         self.keys: UInts = round_keys(identity)
+        self.shard_keys: UInts = keys_of(self.keys, np.arange(len(shard_samples)))
         self.shard_order = permute(np.arange(len(shard_samples)), len(shard_samples), self.keys)
         self.line_ends = np.cumsum(shard_samples[self.shard_order])
         self.rotation = int(self.keys[0, 0]) % samples

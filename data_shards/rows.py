@@ -234,7 +234,7 @@ def _slowly(line: bytes, path: Path, number: int, begin: int) -> Row:
             return Row(values, path, number, base=begin)
         problem = f"wanted a JSON object, came {type(values).__name__}"
     except json.JSONDecodeError as error:
-        problem = f"not JSON ({error.msg} at column {error.colno})"
+        problem = f"not JSON ({error.msg.removesuffix(' at')} at column {error.colno})"
     except UnicodeEncodeError:
         problem = "it holds half a surrogate pair (\\ud800 to \\udfff), which is no text"
     except UnicodeDecodeError as error:

@@ -9,7 +9,7 @@ import logging
 import os
 import weakref
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Lock
 
@@ -89,15 +89,26 @@ class ShardReader:
         Raises:
             ShardCorruptError: it is damaged, or has no `.json` member.
         """
-        if not 0 <= row < len(self._crcs):
-            raise IndexError(f"row {row} of {self.path}, which has {len(self)}")
-        begin, end = self._borders[row], self._borders[row + 1]
-        if end - begin <= MAX_SAMPLE_BYTES:
-            span = os.pread(self._descriptor, end - begin, begin)
-            if zlib.crc32(span) == self._crcs[row]:
-                return plain_json(span) or self._json_of(span, begin)
-        begin, span = self._second_look(row)
-        return self._json_of(span, begin)
+        return self.payloads([row])[0]
+
+    def payloads(self, rows: Sequence[int]) -> list[bytes]:
+        """Return the JSON of some samples, in the order asked for; for what it raises see `payload`."""
+        if len(rows) and not (min(rows) >= 0 and max(rows) < len(self)):
+            raise IndexError(f"rows {min(rows)} to {max(rows)} of {self.path}, which has {len(self)}")
+        # Training reads in this loop: all names in it are local ones.
+        pread, crc32, descriptor, borders, crcs = os.pread, zlib.crc32, self._descriptor, self._borders, self._crcs
+        found = []
+        for row in rows:
+            begin = borders[row]
+            if (size := borders[row + 1] - begin) <= MAX_SAMPLE_BYTES:
+                span = pread(descriptor, size, begin)
+                if crc32(span) == crcs[row]:
+                    found.append(plain_json(span) or self._json_of(span, begin))
+                    continue
+            begin, span = self._second_look(row)
+            found.append(self._json_of(span, begin))
+            borders, crcs = self._borders, self._crcs  # which may have been mended
+        return found
 
     def key(self, row: int) -> str:
         """Return one sample's key."""

@@ -32,7 +32,9 @@ def spread_positives(ordinals: Int64s, groups: Int64s, positives: Int64s) -> Int
     """
     spread: Int64s = ordinals.copy()
     hashes: Int64s = positives.copy()
-    clashes = [(row, column) for row in range(len(hashes)) for column in _repeats(hashes[row])]
+    ordered = np.sort(hashes, axis=1)  # most batches have no repeats, and this is the cheapest way to see it
+    repeats = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != 0)).any(axis=1)
+    clashes = [(row, column) for row in np.flatnonzero(repeats).tolist() for column in _repeats(hashes[row])]
     if not clashes:
         return spread
     held = [Counter(row.tolist()) for row in hashes]

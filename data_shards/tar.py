@@ -36,8 +36,7 @@ _SCAN_BYTES = 1 << 20
 # The header's fields, as slices (POSIX ustar).
 _NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
 _TYPE, _MAGIC, _PREFIX = slice(156, 157), slice(257, 263), slice(345, 500)
-_PLAIN_TYPE = ord("0")
-_PLAIN_NAME = re.compile(rb"[^/.\0][^/.\0]*\.json\0").match
+_PLAIN_NAME = re.compile(rb"[^/.\0]+\.json\0").match
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,13 +251,12 @@ def plain_json(span: bytes) -> bytes | None:
         The payload, or None where the span is anything else: `read_span` says what.
     """
     try:
-        if span[156] != _PLAIN_TYPE or span[_PREFIX.start] or not _PLAIN_NAME(span):
+        if span[156] != 48 or span[345] or not _PLAIN_NAME(span):  # a file, by its type; no prefix before its name
             return None
-        size = int(span[124:135], 8)
+        end = BLOCK_BYTES + int(span[124:135], 8)
     except (ValueError, IndexError):
         return None
-    end = BLOCK_BYTES + size
-    return span[BLOCK_BYTES:end] if end + -size % BLOCK_BYTES == len(span) else None
+    return span[BLOCK_BYTES:end] if end + -end % BLOCK_BYTES == len(span) else None
 
 
 def _span_members(buffer: bytes | memoryview, path: Path, offset: int) -> list[tuple[str, bytes]]:

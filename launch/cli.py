@@ -185,8 +185,10 @@ def _readable(answer: dict[str, Any], indent: str = "") -> str:
     lines = []
     width = max((len(key) for key, value in answer.items() if not isinstance(value, dict | list)), default=0)
     for key, value in answer.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             lines += [f"{indent}{key}", _readable(value, indent + "  ")]
+        elif isinstance(value, dict):
+            lines.append(f"{indent}{key:<{width}}  none")
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             lines.append(f"{indent}{key}")
             lines += [_bullet(_readable(row, indent + "    ")) for row in value]

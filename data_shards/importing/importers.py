@@ -197,8 +197,10 @@ class _Import:
         if segments:
             return
         keep_only(self._work, [])
-        counts = ", ".join(f"{name} {count}" for name, count in sorted((+self._counts).items())) or "they are empty"
+        counts = ", ".join(f"{name} {count}" for name, count in sorted((+self._counts).items()))
         names = ", ".join(map(str, self._locations))
+        if not counts:
+            raise UserError(f"{names}: no rows were found; wanted one at least, check the input")
         raise UserError(f"nothing is left of {names} ({counts}); check the input")
 
     def _write(self, place: Path, segments: Sequence[Segment], drops: Drops, made_by: dict[str, Any]) -> Manifest:

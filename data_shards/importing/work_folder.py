@@ -62,6 +62,7 @@ def keep_only(work: Path, keys: Iterable[str]) -> None:
 def _keep_or_remove(work: Path) -> None:
     done = sum(1 for _ in work.glob("[!.]*.done.json"))
     if done:
-        _log.info("%d finished parts stay in %s; the same command goes on from there", done, work)
+        parts = "1 finished part stays" if done == 1 else f"{done} finished parts stay"
+        _log.info("%s in %s; the same command goes on from there", parts, work)
     else:
         shutil.rmtree(work, ignore_errors=True)

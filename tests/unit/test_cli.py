@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -203,3 +204,12 @@ def test_the_installed_command_exits_2_after_a_mistake() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "dipole: there is no verb 'shards chekc'; did you mean `dipole shards check`?\n"
+
+
+def test_what_holds_nothing_is_shown_as_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An import without findings, not a heading with nothing under it."""
+    (tmp_path / "in.jsonl").write_text(
+        '{"query": "how to list files", "positive": "ls lists the files of a folder"}\n'
+    )
+    assert main(["shards", "pairs", "--input", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out")]) == 0
+    assert re.search(r"^findings +none$", capsys.readouterr().out, re.MULTILINE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,6 +17,7 @@ from data_shards.quarantine import Quarantine
 from data_shards.reader import PairDataset
 from data_shards.samples import text_hash
 from data_shards.shard_set import PAIRS, ShardSet, Stored
+from data_shards.sidecar import load_offsets
 from data_shards.storage import CacheConfig, FetchStats, LocalFolder
 from encoder.model import Encoder
 from tests.unit.tiny import pair, passage, write_pairs
@@ -136,13 +138,34 @@ def test_a_damage_of_the_whole_shard_is_found_once(two: list[Path], tmp_path: Pa
     manifest = Manifest.load(two[0])
     shards = ShardSet([Stored(LocalFolder(two[0]), manifest)], PAIRS, quarantine)
     for _ in range(2):
-        assert shards.read(range(10))[0] == [0, 1, 2, 3, 8, 9]
+        assert shards.read(range(10))[0].tolist() == [0, 1, 2, 3, 8, 9]
     with pytest.raises(ShardCorruptError, match="came an empty file") as first:
         shards.reader(1)
     with pytest.raises(ShardCorruptError) as second:
         shards.reader(1)
     assert first.value is second.value
     assert quarantine.places == 1
+
+
+@pytest.mark.parametrize("damaged", [[0], [15, 16], [3, 4, 39], list(range(40))])
+def test_of_many_pairs_of_one_shard_the_damaged_alone_are_left_out(tmp_path: Path, damaged: list[int]) -> None:
+    """They are read some at a time; one that is damaged does no harm to these."""
+    write_pairs(tmp_path / "a", (pair(number) for number in range(40)), samples_per_shard=40)
+    shard = next((tmp_path / "a").glob("*.tar"))
+    offsets = load_offsets(shard).tolist()
+    content = bytearray(shard.read_bytes())
+    for number in damaged:
+        content[offsets[number] + 520] ^= 1
+    shard.write_bytes(content)
+    dataset = PairDataset(tmp_path / "a", quarantine=Quarantine(tmp_path / "q.jsonl"))
+    asked = [*range(39, -1, -1), 7]
+    sound = [number for number in asked if number not in damaged]
+    found, pairs = dataset.sound_pairs(asked)
+    assert (found.tolist(), pairs) == (sound, [pair(number) for number in sound])
+    rows = [json.loads(line)["row"] for line in (tmp_path / "q.jsonl").read_text().splitlines()]
+    assert rows == sorted(damaged, reverse=True)
+    with pytest.raises(ShardCorruptError, match=f"at byte {offsets[max(damaged)]}:"):
+        PairDataset(tmp_path / "a").pairs(asked)
 
 
 def test_a_damaged_pair_asked_for_by_itself_is_an_error(two: list[Path], tmp_path: Path) -> None:
