@@ -5,8 +5,8 @@
 
 Each batch size trains in a process of its own, on as many pairs as the largest batch has in three steps: how many
 shapes of matrix products a run has met depends on the texts that it has seen, whatever the batch. Beside that peak
-stands the one of the first three steps, in which smaller batches have met less, and what the process held before. On a
-GPU it is the allocator's peak, on a CPU that of the process.
+stands the one of the first three steps, in which smaller batches have met less, and what the process held before. On
+a GPU it is the allocator's peak, on a CPU that of the process.
 """
 
 from __future__ import annotations

@@ -111,10 +111,13 @@ def test_equal_texts_are_encoded_once(tmp_path: Path, encoder: Encoder) -> None:
 
 
 def test_texts_are_tokenized_some_at_a_time(
-    dataset: PairDataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    rows = [pair(number, query="file " * (number + 1)) for number in range(8)]
+    dataset = write_pairs(tmp_path / "pairs", rows)
     whole = open_loader(dataset, encoder, batch_size=8).load(0, None)
     monkeypatch.setattr("train.batches._TOKENIZED_AT_ONCE", 3)
+    assert whole.queries.distinct == 8
     assert same(open_loader(dataset, encoder, batch_size=8).load(0, None), whole)
 
 
