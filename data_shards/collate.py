@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data_shards.packing import chunks_by_tokens
@@ -39,7 +40,7 @@ class Chunk:
 
 
 def pad_chunks(
-    token_ids: Sequence[Sequence[int]],
+    token_ids: Sequence[Sequence[int] | NDArray[np.integer[Any]]],
     *,
     pad_id: int,
     tokens_per_chunk: int,
@@ -50,7 +51,7 @@ def pad_chunks(
     """Cut tokenised texts into padded chunks, longest first.
 
     Args:
-        token_ids: one list of ids a text, special tokens included, none empty.
+        token_ids: one list or array of ids a text, special tokens included, none empty.
         pad_id: what fills the rest of a row.
         tokens_per_chunk: see `chunks_by_tokens`.
         chunk_cost: see `chunks_by_tokens`.
@@ -61,7 +62,7 @@ def pad_chunks(
         Chunks whose `rows` together hold each position of `token_ids` once.
     """
     lengths = np.array([len(ids) for ids in token_ids], dtype=np.int64)
-    flat = np.fromiter(chain.from_iterable(token_ids), dtype=np.int64, count=int(lengths.sum()))
+    flat = np.concatenate([np.empty(0, dtype=np.int64), *(np.asarray(ids, dtype=np.int64) for ids in token_ids)])
     begins = np.cumsum(lengths) - lengths
     chunks = []
     padded = -(-lengths // multiple_of) * multiple_of

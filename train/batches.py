@@ -17,11 +17,14 @@ from data_shards.negatives import NegativesSource
 from data_shards.order import GlobalOrder
 from data_shards.reader import PairDataset
 from data_shards.samples import Pair, Passage, text_hash
-from encoder.model import Encoder
+from encoder.model import Encoder, Side
 from train.mfu import squared_lengths
 from train.objective import Labels
 from train.read_ahead import FETCH_EVERY_STEPS, fetch_ahead, read_ahead
 
+TokenIds = NDArray[np.int32]
+
+_TOKENIZED_AT_ONCE = 256
 _STAND_INS = 32  # places looked at where all of a rank's part is damaged
 _STAND_IN_EPOCHS = 0.37  # how far apart: within an epoch its lanes come to other shards, in the next they are others
 
@@ -185,17 +188,10 @@ class BatchLoader:
             )
         chosen = self._positives(pairs, step)
         chosen += self._hard_negatives(ordinals.tolist(), pairs, negatives)
-        query_ids = self._encoder.tokenize(
-            [pair.query for pair in pairs],
-            "query",
-            self._config.query_max_tokens,
-            sources=[pair.source for pair in pairs],
-        )
-        passage_ids = self._encoder.tokenize(
-            [row.passage.content for row in chosen], "passage", sources=[pairs[row.owner].source for row in chosen]
-        )
-        queries = self._texts(query_ids)
-        passages = self._texts(passage_ids, thin_at=step)
+        asked = [(pair.query, pair.source) for pair in pairs]
+        answers = [(row.passage.content, pairs[row.owner].source) for row in chosen]
+        queries = self._texts(self._tokenized(asked, "query", self._config.query_max_tokens))
+        passages = self._texts(self._tokenized(answers, "passage"), thin_at=step)
         chunks = [*queries.chunks, *passages.chunks]
         return StepBatch(
             step=step,
@@ -208,11 +204,24 @@ class BatchLoader:
             squares=squared_lengths(chunks),
         )
 
-    def _texts(self, token_ids: list[list[int]], *, thin_at: int | None = None) -> Texts:
+    def _tokenized(self, texts: list[tuple[str, str]], side: Side, max_tokens: int | None = None) -> list[TokenIds]:
+        """Return the token ids of (text, source), some texts at a time.
+
+        While it works a tokenizer holds some 130 bytes a token, and its answer 36: at once, for a batch of thousands,
+        that would be the largest thing that reading needs.
+        """
+        rows = []
+        for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
+            contents, sources = zip(*texts[start : start + _TOKENIZED_AT_ONCE], strict=True)
+            ids = self._encoder.tokenize(contents, side, max_tokens, sources=sources)
+            rows += [np.array(row, dtype=np.int32) for row in ids]
+        return rows
+
+    def _texts(self, token_ids: list[TokenIds], *, thin_at: int | None = None) -> Texts:
         """Keep each distinct text once, and cut them into chunks."""
-        places: dict[tuple[int, ...], int] = {}
-        at = [places.setdefault(tuple(ids), len(places)) for ids in token_ids]
-        distinct = [list(ids) for ids in places]
+        places: dict[bytes, int] = {}
+        at = [places.setdefault(ids.tobytes(), len(places)) for ids in token_ids]
+        distinct = [np.frombuffer(ids, dtype=np.int32) for ids in places]
         if thin_at is not None and self._config.passage_token_dropout:
             distinct = self._thinned(distinct, thin_at)
         chunks = pad_chunks(
@@ -225,14 +234,14 @@ class BatchLoader:
         )
         return Texts(chunks=chunks, places=torch.tensor(at))
 
-    def _thinned(self, token_ids: list[list[int]], step: int) -> list[list[int]]:
+    def _thinned(self, token_ids: list[TokenIds], step: int) -> list[TokenIds]:
         """Leave tokens out at random; the first and the last, which are special, stay."""
         draw = np.random.default_rng([int(self._order.identity[:15], 16), step, self._rank])
         thinned = []
         for ids in token_ids:
             kept = draw.random(len(ids)) >= self._config.passage_token_dropout
             kept[[0, -1]] = True
-            thinned.append(np.asarray(ids)[kept].tolist())
+            thinned.append(ids[kept])
         return thinned
 
     def _sound_pairs(self, step: int, part: int) -> tuple[NDArray[np.int64], list[Pair], int]:

@@ -110,6 +110,17 @@ def test_equal_texts_are_encoded_once(tmp_path: Path, encoder: Encoder) -> None:
     assert batch.tokens == sum(int(c.attention_mask.sum()) for c in (*batch.queries.chunks, *batch.passages.chunks))
 
 
+def test_texts_are_tokenized_some_at_a_time(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [pair(number, query="file " * (number + 1)) for number in range(8)]
+    dataset = write_pairs(tmp_path / "pairs", rows)
+    whole = open_loader(dataset, encoder, batch_size=8).load(0, None)
+    monkeypatch.setattr("train.batches._TOKENIZED_AT_ONCE", 3)
+    assert whole.queries.distinct == 8
+    assert same(open_loader(dataset, encoder, batch_size=8).load(0, None), whole)
+
+
 def test_prompts_are_those_of_each_pair_s_source(tmp_path: Path, encoder: Encoder) -> None:
     """A negative takes the prompt of the pair that it came with."""
     prompts = {"web:query": "sort ", "web:passage": "file "}

@@ -144,6 +144,16 @@ def test_the_largest_tensor_is_seen_where_nothing_is_cut() -> None:
     assert seen.elements > 128 * len(made.texts)
 
 
+def test_blocks_suit_the_device_unless_they_are_given() -> None:
+    made = problem(queries=640)
+    assert 640 * len(made.texts) > 1 << 20
+    with _Largest() as seen:
+        call(made, config())
+    assert (1 << 20) * 0.9 < seen.elements <= 1 << 20
+    assert config().on(torch.device("cuda")).block_scores == 1 << 24
+    assert config(block_scores=7).on(CPU).block_scores == 7
+
+
 def test_half_precision_is_scored_in_float32_and_comes_back_as_it_was() -> None:
     made = problem()
     labels = made.whole()

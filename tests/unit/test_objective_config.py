@@ -22,7 +22,7 @@ from train.objective import LossConfig
         ({"distill_weight": -1.0}, r"loss\.distill_weight must be 0 or more, came -1"),
         ({"base_weight": float("nan")}, r"loss\.base_weight must be 0 or more, came nan"),
         ({"mask_margin": float("inf")}, r"loss\.mask_margin must be a number, came inf"),
-        ({"block_scores": 0}, r"loss\.block_scores must be 1 or more, came 0"),
+        ({"block_scores": -1}, r"loss\.block_scores must be 0 or more, came -1"),
         (
             {"learn_temperature": True, "temperature": 2.0},
             r"loss\.temperature 2\.0 is learned within .* start inside",

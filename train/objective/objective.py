@@ -30,7 +30,7 @@ class Objective:
 
     def __init__(self, config: LossConfig, *, device: torch.device) -> None:
         """Start at the configured temperature; every rank makes one."""
-        self._config = config
+        self._config = config.on(device)
         self._temperature = Temperature(config, device)
 
     def __call__(
