@@ -78,6 +78,14 @@ class Known(NamedTuple):
     layout: Ragged
 
 
+class Judgement(NamedTuple):
+    """What was said of one source's candidates."""
+
+    verdicts_QK: Bytes
+    in_window_QK: Bools
+    """No known positive, and within ranks and margins: a duplicate there is a false negative that was found."""
+
+
 class Limit(NamedTuple):
     """Scores of one kind, and what they may be at most."""
 
@@ -94,7 +102,7 @@ def judge(
     skip_ranks: int = 0,
     ceiling: Limit | None = None,
     repeated_QK: Bools | None = None,
-) -> Bytes:
+) -> Judgement:
     """Judge the candidates that one source has found.
 
     Args:
@@ -107,7 +115,7 @@ def judge(
         repeated_QK: what an earlier source has found too.
 
     Returns:
-        uint8 [Q, K] verdicts.
+        uint8 [Q, K] verdicts, and bool [Q, K].
     """
     is_positive = any_equal(candidates.ids, known.hashes.ids, known.layout)
     same_text = any_equal(candidates.texts, known.hashes.texts, known.layout) & (candidates.texts != _NO_TEXT)
@@ -126,7 +134,9 @@ def judge(
         Verdict.CEILING: none if ceiling is None else _above(ceiling),
         Verdict.REPEATED: none if repeated_QK is None else repeated_QK,
     }
-    return np.select(list(reasons.values()), list(reasons), Verdict.KEPT).astype(np.uint8)
+    verdicts = np.select(list(reasons.values()), list(reasons), Verdict.KEPT).astype(np.uint8)
+    outside = [reason for verdict, reason in reasons.items() if verdict != Verdict.DUPLICATE]
+    return Judgement(verdicts, ~np.logical_or.reduce(outside))
 
 
 def score_limits(
@@ -142,7 +152,9 @@ def score_limits(
     (2024), TopK-PercPos and TopK-MarginPos; the case below zero is ours.
     """
     positive = np.asarray(positive_Q, dtype=np.float64)
-    return positive - np.maximum((1.0 - max_relative_score) * np.abs(positive), margin)
+    share = 1.0 - max_relative_score
+    below = share * np.abs(positive) if share else 0.0  # no share of infinity, which is of a query without positives
+    return positive - np.maximum(below, margin)
 
 
 def any_equal(values_QK: Int64s, wanted_N: Int64s, layout: Ragged) -> Bools:

@@ -18,6 +18,7 @@ from index_build.filters import (
     Bytes,
     Float32s,
     Int64s,
+    Judgement,
     Limit,
     Ragged,
     Verdict,
@@ -48,7 +49,7 @@ class Judged:
     verdicts: Bytes
     """[Q, K]"""
     in_window: Bools
-    """[Q, K]: not a known positive, and within ranks and margins: a duplicate here is a false negative found."""
+    """[Q, K]: see `Judgement`."""
     order: Int64s
     """[Q, K] positions, the first to take first."""
     positives: list[Float32s]
@@ -119,16 +120,14 @@ class Sieve:
     def _judge(
         self, block: Block, found: dict[str, Found], similar: dict[str, Float32s], positives: list[Float32s]
     ) -> Judged:
-        verdicts: list[Bytes] = []
+        judgements: list[Judgement] = []
         hashes: list[RowHashes] = []
         earlier = np.empty((len(block.pairs), 0), dtype=np.int64)
         for name, one in found.items():
             hashes.append(self._corpus.hashes.take(one.rows))
-            verdicts.append(self._judge_one(name, one, similar[name], hashes[-1], block, positives, earlier))
+            judgements.append(self._judge_one(name, one, similar[name], hashes[-1], block, positives, earlier))
             earlier = np.concatenate([earlier, one.rows], axis=1)
-        joined, rows = np.concatenate(verdicts, axis=1), earlier
-        out_of_window = (Verdict.ABSENT, Verdict.KNOWN_POSITIVE, Verdict.RANK, Verdict.MARGIN, Verdict.CEILING)
-        in_window = ~np.isin(joined, (*out_of_window, Verdict.REPEATED))
+        joined, rows = np.concatenate([one.verdicts_QK for one in judgements], axis=1), earlier
         if self._near is not None:
             near = self._near.find(rows, joined == Verdict.KEPT, block.pairs, block.known)
             joined[near] = Verdict.NEAR_DUPLICATE
@@ -149,7 +148,7 @@ class Sieve:
             rows=rows,
             scores=np.concatenate(list(similar.values()), axis=1),
             verdicts=joined,
-            in_window=in_window,
+            in_window=np.concatenate([one.in_window_QK for one in judgements], axis=1),
             order=take_turns(places, kept),
             positives=positives,
             teacher=np.full(rows.shape, np.nan, dtype=np.float32),
@@ -165,7 +164,7 @@ class Sieve:
         block: Block,
         positives: list[Float32s],
         earlier: Int64s,
-    ) -> Bytes:
+    ) -> Judgement:
         """Judge one source's candidates, by the source's own score and by the snapshot's where there is one."""
         config, there = self._config, found.rows >= 0
         limits, ceiling = [], None

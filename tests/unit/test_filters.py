@@ -42,7 +42,7 @@ def verdicts(
     """Judge the neighbours of one query."""
     scores_QK = np.array([scores], dtype=np.float32)
     limits = score_limits(np.array([positive_score]), max_relative_score, margin)
-    found = judge(
+    found, _ = judge(
         RowHashes(*(column[None] for column in hashes(*neighbours))),
         np.ones((1, len(neighbours)), dtype=np.bool_),
         Known(hashes(*known), Ragged.of([len(known)])),
@@ -108,6 +108,7 @@ def test_of_the_relative_and_the_absolute_margin_the_lower_limit_holds() -> None
     positives = np.array([0.8, 0.08, -0.8, 0.0, -np.inf])
     wanted = [0.76, 0.06, -0.84, -0.02, -np.inf]
     assert score_limits(positives, 0.95, 0.02).tolist() == pytest.approx(wanted, abs=1e-12)
+    assert score_limits(positives, 1.0).tolist() == positives.tolist()
 
 
 def test_an_absolute_margin_by_hand() -> None:
@@ -129,7 +130,7 @@ def test_many_queries_with_many_positives_and_padding_are_judged_each_by_its_own
     there = np.array([[1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0]], dtype=np.bool_)
     scores = np.where(there, 0.5, -np.inf).astype(np.float32)
     neighbours = RowHashes(*(np.stack(columns) for columns in zip(*(hashes(*row) for row in rows), strict=True)))
-    found = judge(neighbours, there, known, limits=[Limit(scores, np.array([0.5, -np.inf, 0.5]))])
+    found, _ = judge(neighbours, there, known, limits=[Limit(scores, np.array([0.5, -np.inf, 0.5]))])
     assert found.tolist() == [
         [POSITIVE, KEPT, KEPT, POSITIVE],
         [ABSENT, ABSENT, ABSENT, ABSENT],
@@ -142,7 +143,7 @@ def test_many_queries_with_many_positives_and_padding_are_judged_each_by_its_own
 
 def test_what_an_earlier_source_has_found_is_its_own_to_judge() -> None:
     scores = np.full((1, 3), 0.5, dtype=np.float32)
-    found = judge(
+    found, _ = judge(
         RowHashes(*(column[None] for column in hashes(*named("a", "b", "c")))),
         np.ones((1, 3), dtype=np.bool_),
         Known(hashes(*named("b")), Ragged.of([1])),
@@ -155,13 +156,27 @@ def test_what_an_earlier_source_has_found_is_its_own_to_judge() -> None:
 def test_each_limit_can_drop() -> None:
     """A candidate of BM25 goes by BM25's margin, and by the snapshot's."""
     low, high = np.array([[0.1, 0.9, 0.1]], dtype=np.float32), np.array([[3.0, 3.0, 9.0]], dtype=np.float32)
-    found = judge(
+    found, _ = judge(
         RowHashes(*(column[None] for column in hashes(*named("a", "b", "c")))),
         np.ones((1, 3), dtype=np.bool_),
         Known(hashes(), Ragged.of([0])),
         limits=[Limit(low, np.array([0.5])), Limit(high, np.array([5.0]))],
     )
     assert found.tolist() == [[KEPT, MARGIN, MARGIN]]
+
+
+def test_a_duplicate_counts_as_found_where_it_would_have_been_drawn_without_the_filter() -> None:
+    """Of two copies one is above the margin, and would have gone in any case; a known positive is none."""
+    scores = np.array([[0.9, 0.5, 0.4, 0.3]], dtype=np.float32)
+    copies = [Passage(id="c", text="P"), Passage(id="d", text=" p")]
+    found, in_window = judge(
+        RowHashes(*(column[None] for column in hashes(copies[0], *named("p"), copies[1], *named("x")))),
+        np.ones((1, 4), dtype=np.bool_),
+        Known(hashes(*named("p")), Ragged.of([1])),
+        limits=[Limit(scores, np.array([0.8]))],
+    )
+    assert found.tolist() == [[DUPLICATE, POSITIVE, DUPLICATE, KEPT]]
+    assert in_window.tolist() == [[False, False, True, True]]
 
 
 def test_values_are_compared_with_those_of_their_own_query_alone() -> None:
