@@ -16,6 +16,7 @@ from data_shards.reader import PairDataset
 from data_shards.samples import text_hash
 from tests.e2e.conftest import tiny_toml
 from tests.e2e.watching import Watched, losses, steps_logged
+from tests.resuming import copy_run
 from train.tracker import read_metrics
 
 pytestmark = [pytest.mark.distributed, pytest.mark.ray]
@@ -108,10 +109,8 @@ def test_no_negative_that_was_used_is_a_positive(stopped: Path, data: Path) -> N
 
 def test_set_back_and_killed_on_the_way_it_is_the_run_that_it_was(stopped: Path, tmp_path: Path) -> None:
     """Invariant 3, *resume is exact*: when a version came is history, which a resume repeats."""
-    run = tmp_path / "run"
-    shutil.copytree(stopped, run)
+    run = copy_run(stopped, tmp_path / "run")
     config = run / "config.toml"
-    config.write_text(config.read_text().replace(str(stopped), str(run)))
     first_use, last = uses(run)[0]["from_step"], steps_logged(run)
     for path in (run / "checkpoints").glob("step-*"):
         if path.name >= f"step-{first_use:07d}":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def test_a_killed_miner_is_started_again_and_the_run_is_the_same(uninterrupted: 
 
     The run is set back to step 10, and its newest negatives, of step 11, are lost.
     """
-    run = _copy(uninterrupted, tmp_path / "run")
+    run = copy_run(uninterrupted, tmp_path / "run")
     (run / "done.json").unlink()
     for lost in ("snapshots/final", "checkpoints/step-0000012", "negatives/v000003", "mining"):
         shutil.rmtree(run / lost, ignore_errors=True)

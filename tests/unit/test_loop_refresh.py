@@ -14,7 +14,6 @@ from data_shards.reader import PairDataset
 from launch.config import load_config, to_toml
 from launch.runs import load_job
 from tests.unit.test_loop import (
-    _handlers_come_back,  # noqa: F401
     assert_same,
     events,
     prepared,  # noqa: F401
@@ -30,7 +29,7 @@ from train.loop import train
 from train.refresh import RefreshFailedError, RefreshRequest, request_path
 from train.run_folder import RunFolder
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+pytestmark = pytest.mark.usefixtures("fresh_accelerate", "handlers_come_back")
 LONG = 14
 
 
