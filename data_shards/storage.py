@@ -170,6 +170,12 @@ class LocalFolder:
         """Do nothing."""
 
 
+def is_remote(location: str | Path) -> bool:
+    """Return whether a location is a URL or a command, and no folder."""
+    text = _FLATTENED_URL.sub(r"\1://", str(location))
+    return text.startswith(_PIPE) or (bool(_URL.match(text)) and not text.startswith("file://"))
+
+
 def open_storage(location: str | Path, cache: CacheConfig | None = None) -> Storage:
     """Return the storage at a location: a folder, a URL of one, or `pipe:COMMAND with {name}`.
 

@@ -72,6 +72,7 @@ class ShardsCheck(_Look):
         from data_shards.manifest import Manifest
         from launch.data_text import damages_text, findings_text, head_text
 
+        _refuse_remote(self.dir)
         checks = None if self.bytes_only else self._checks(allow=self.allow)
         with progress_bar("checking the bytes") as progress:
             damages = damages_of(self.dir, progress)
@@ -97,6 +98,7 @@ class ShardsStats(_Look):
         from data_shards.manifest import Manifest
         from launch.data_text import findings_text, head_text, stats_text
 
+        _refuse_remote(self.dir)
         about = summary(self.dir, Manifest.load(self.dir))
         findings = self._find(self._checks())
         texts = [head_text(about), stats_text(findings.numbers), "", findings_text(findings)]
@@ -123,6 +125,15 @@ class ShardsSample:
 
         drawn = sample(self.dir, self.n, self.seed)
         return {"samples": drawn, "text": samples_text(drawn)}
+
+
+def _refuse_remote(place: Path) -> None:
+    """Refuse what lies elsewhere: as a folder it would only be missing."""
+    from data_shards.errors import UserError
+    from data_shards.storage import is_remote
+
+    if is_remote(place):
+        raise UserError(f"{place} is no folder of this machine, and this verb reads no others; copy the dataset here")
 
 
 def _damaged_shards(damages: Sequence[Damage]) -> list[str]:

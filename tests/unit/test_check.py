@@ -298,3 +298,10 @@ def test_samples_read_well(pairs: Path) -> None:
     text = str(answer["text"])
     assert "query 1\n  a b\n  positive 0\n    one two three\n  negative 3\n    six" in text
     assert json.loads(json.dumps(answer["samples"]))[0]["query_id"] in {"1", "2"}
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/pairs", "https://host/pairs", "pipe:cat /pairs/{name}"])
+@pytest.mark.parametrize("verb", ["check", "stats"])
+def test_what_lies_elsewhere_is_not_called_missing(verb: str, place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["shards", verb, place]) == 2
+    assert "is no folder of this machine, and this verb reads no others; copy" in capsys.readouterr().err
