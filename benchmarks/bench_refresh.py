@@ -126,7 +126,7 @@ def _refresh(
         version=1,
         from_step=0,
         to_step=1,
-        config=MiningConfig(max_relative_score=1.0),
+        config=MiningConfig(candidates="corpus", max_relative_score=1.0),
         index_config=IndexConfig(device="cpu"),
     )
     total = sum(report.seconds.values())

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data_shards.errors import UserError
 from data_shards.permutation import permute, round_keys
 from data_shards.reader import CorpusDataset
 from data_shards.samples import Passage, id_hash, text_hash
@@ -18,7 +19,8 @@ from index_build.embedding_set import RowHashes
 Int64s = NDArray[np.int64]
 
 _READ_AT_ONCE = 4_096
-_SAMPLE_SHARD = 20_000  # passages; a shard is a worker's unit of work
+_SHARDS = 64  # of a smaller corpus: a shard is a worker's unit of work
+_SHARD_PASSAGES = (256, 20_000)
 
 
 class CorpusRows:
@@ -83,7 +85,7 @@ def write_sample(
     rows = np.arange(min(size, len(corpus)))
     drawn = np.sort(permute(rows, max(len(corpus), 1), round_keys(f"{corpus.dataset_id} mining sample {key}")))
     seen: set[str] = set()
-    with ShardWriter(out, "corpus", samples_per_shard=_SAMPLE_SHARD) as writer:
+    with ShardWriter(out, "corpus", samples_per_shard=_per_shard(len(drawn))) as writer:
         for start in range(0, len(drawn), _READ_AT_ONCE):
             for passage in corpus.passages(drawn[start : start + _READ_AT_ONCE]):
                 seen.add(passage.id)
@@ -93,3 +95,35 @@ def write_sample(
                 seen.add(passage.id)
                 writer.add(passage)
     return CorpusDataset(out)
+
+
+def write_positives(corpus: CorpusDataset, id_hashes: Int64s, out: Path) -> CorpusDataset:
+    """Write a corpus of those passages alone that some training pair names.
+
+    Args:
+        corpus: to take them from.
+        id_hashes: of the positives, sorted, each once.
+        out: folder of the new corpus.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = 0
+    with ShardWriter(out, "corpus", samples_per_shard=_per_shard(len(id_hashes))) as writer:
+        for passage in corpus:
+            name = id_hash(passage.id)
+            place = int(np.searchsorted(id_hashes, name))
+            if place < len(id_hashes) and id_hashes[place] == name:
+                writer.add(passage)
+                found += 1
+        if not found:
+            raise UserError(
+                f"no passage of {corpus.location} has the id of a training pair's positive, so there is nothing to "
+                'mine from; make pairs and corpus from the same source, or set mining.candidates = "corpus"'
+            )
+    return CorpusDataset(out)
+
+
+def _per_shard(passages: int) -> int:
+    least, most = _SHARD_PASSAGES
+    return min(max(passages // _SHARDS, least), most)

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_shards.reader import PairDataset
 from data_shards.samples import id_hash, text_hash
@@ -38,6 +39,11 @@ class KnownPositives:
         self.dataset_id = train.dataset_id
         self._queries = queries[order]
         self._passages = RowHashes(*(column[order] for column in others))
+
+    @property
+    def passage_ids(self) -> NDArray[np.int64]:
+        """The id hash of every positive of the training set: sorted, each once."""
+        return np.unique(self._passages.ids)
 
     def of(self, query: str) -> RowHashes:
         """Return the hashes of everything known to answer a query; empty for a query that no pair has."""

@@ -137,7 +137,7 @@ def mine(
     with ExitStack() as stack:
         if cache_dir is not None:
             stack.enter_context(_alone(cache_dir))
-        parts = preparing.parts(corpus, stretch, version)
+        parts = preparing.parts(corpus, stretch, known, version)
         refresh = _Refresh(parts=parts, stretch=stretch, known=known, config=config, version=version, timed=timed)
         tally = refresh.draw()
         compared = refresh.compared(negatives_root, snapshot, pool)

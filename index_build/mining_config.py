@@ -8,6 +8,7 @@ from typing import Literal
 
 from data_shards.errors import UserError
 
+Candidates = Literal["positives", "corpus"]
 Source = Literal["dense", "bm25", "random"]
 Sampling = Literal["uniform", "rank", "score", "nearest"]
 
@@ -22,6 +23,9 @@ class MiningConfig:
     sources: tuple[Source, ...] = ("dense",)
     """Where candidates come from: the snapshot's neighbours, BM25's, any passages. Several take turns, in this order,
     until `per_query` are drawn; one with nothing left is passed over."""
+    candidates: Candidates = "positives"
+    """`positives`: only passages that some training pair names as its positive. All others of the `corpus` would be
+    trained as negatives and as nothing else, and so be pushed away from whatever is asked of them later."""
     per_query: int = 1
     """Negatives drawn for each query from the neighbours that the filters keep."""
     depth: int = 100
@@ -47,7 +51,7 @@ class MiningConfig:
     sampling_temperature: float = 0.05
     """Of `sampling = "score"`; the lower, the nearer."""
     corpus_sample: int = 0
-    """Mine from so many passages, drawn anew for each version, and all positives of the stretch; 0: the corpus."""
+    """Mine from so many of them, drawn anew for each version, and all positives of the stretch; 0: from all."""
     teacher: str = ""
     """Folder of a model that has the last word: a cross-encoder with one label, or a bi-encoder."""
     teacher_margin: float = 0.0

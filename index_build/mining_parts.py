@@ -15,12 +15,13 @@ from data_shards.reader import CorpusDataset, PairDataset
 from data_shards.samples import Passage
 from encoder.snapshot import snapshot_hash
 from index_build.candidates import CandidateSource, Dense, Random
-from index_build.corpus_rows import CorpusRows, write_sample
+from index_build.corpus_rows import CorpusRows, write_positives, write_sample
 from index_build.embedding_set import EmbeddingSet
 from index_build.filters import Float32s, Int64s
 from index_build.gpu import check_depth, gpus_to_use
 from index_build.index import IndexConfig, build_index
 from index_build.index_version import OpenIndex, open_index
+from index_build.known_positives import KnownPositives
 from index_build.mining_config import MiningConfig
 from index_build.near_positives import NearPositives
 from index_build.sieve import Sieve, Timed
@@ -80,11 +81,11 @@ class Preparing:
     """Where the newest embeddings stay."""
     timed: Timed
 
-    def parts(self, corpus: Path, stretch: Stretch, version: int) -> Parts:
+    def parts(self, corpus: Path, stretch: Stretch, known: KnownPositives, version: int) -> Parts:
         """Embed, index, and put the sieve together."""
         gpus = gpus_to_use(self.index_config.device) if self.config.embeds else 0
         check_depth(self.config.depth, gpus)
-        dataset = self._corpus(CorpusDataset(corpus), stretch, version)
+        dataset = self._sampled(self._candidates(CorpusDataset(corpus), known), stretch, version)
         rows: CorpusRows | None = None
         vectors: EmbeddingSet | None = None
         queries: Float32s | None = None
@@ -118,15 +119,30 @@ class Preparing:
 
     def clear(self) -> None:
         """Remove what this refresh alone has needed, and the work folder if nothing else is in it."""
-        for folder in (self.work_dir / "index", self.work_dir / "corpus", *self.work_dir.glob("embeddings-*")):
+        made = (path for kind in ("embeddings", "positives") for path in self.work_dir.glob(f"{kind}-*"))
+        for folder in (self.work_dir / "index", self.work_dir / "corpus", *made):
             shutil.rmtree(folder, ignore_errors=True)
         for name in ("queries.npy", "signatures.npy"):
             (self.work_dir / name).unlink(missing_ok=True)
         if self.work_dir.is_dir() and not any(self.work_dir.iterdir()):
             self.work_dir.rmdir()
 
-    def _corpus(self, whole: CorpusDataset, stretch: Stretch, version: int) -> CorpusDataset:
-        """Return the corpus, or a sample of it that holds the stretch's positives."""
+    def _candidates(self, whole: CorpusDataset, known: KnownPositives) -> CorpusDataset:
+        """Return the corpus, or what training pairs name of it: written once, it serves until they change."""
+        if self.config.candidates == "corpus":
+            return whole
+        with self.timed("candidates"):
+            ids = [name.removeprefix("sha256:")[:16] for name in (whole.dataset_id, known.dataset_id)]
+            name = "-".join(["positives", *ids])
+            place = self.cache_dir or self.work_dir
+            for other in place.glob("positives-*"):
+                if other.name != name:
+                    shutil.rmtree(other, ignore_errors=True)
+            out = place / name
+            return CorpusDataset(out) if out.exists() else write_positives(whole, known.passage_ids, out)
+
+    def _sampled(self, whole: CorpusDataset, stretch: Stretch, version: int) -> CorpusDataset:
+        """Return all candidates, or a sample of them that holds the stretch's positives."""
         if not self.config.corpus_sample or self.config.corpus_sample >= len(whole):
             return whole
         with self.timed("sample"):

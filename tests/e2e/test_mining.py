@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ def pool() -> Iterator[EmbedPool]:
         yield pool
 
 
-def mined(place: Path, pool: EmbedPool, root: str, version: int = 1, **settings: float) -> MiningReport:
+def mined(place: Path, pool: EmbedPool, root: str, version: int = 1, **settings: Any) -> MiningReport:
     train = PairDataset(place / "train")
     return mine(
         snapshot=place / "snapshot",
@@ -98,7 +99,7 @@ def mined(place: Path, pool: EmbedPool, root: str, version: int = 1, **settings:
         version=version,
         from_step=45,
         to_step=60,
-        config=MiningConfig(**settings),
+        config=MiningConfig(**({"candidates": "corpus"} | settings)),
         index_config=IndexConfig(),
     )
 
@@ -153,6 +154,16 @@ def test_negatives_are_negative(place: Path, pool: EmbedPool) -> None:
     assert report.filters["duplicate"] > report.queries
     assert report.filters["kept"] == report.negatives > 20 * report.queries
     assert report.positive_score > report.negative_score
+
+
+def test_by_default_only_what_is_a_positive_somewhere_is_a_negative(place: Path, pool: EmbedPool) -> None:
+    """What no pair names would be pushed away from everything; copies under another id are such passages."""
+    report = mined(place, pool, "positives", candidates="positives", per_query=ALL, max_relative_score=SHARE)
+    named = {positive.id for pair in training_pairs() for positive in pair.positives}
+    found = {negative.id for negatives in published(place, "positives").values() for negative, _ in negatives}
+    assert found
+    assert found <= named
+    assert report.index["ntotal"] == len({name for name in named if not name.startswith("foreign")})
 
 
 def test_the_manifest_says_where_the_negatives_come_from(place: Path, pool: EmbedPool) -> None:

@@ -28,7 +28,13 @@ from index_build.ray_pool import EmbedPool
 pytestmark = pytest.mark.ray
 
 TOPICS = 40
-FREE: dict[str, Any] = {"max_relative_score": 1.0, "bm25_max_relative_score": 0, "per_query": 3, "depth": 60}
+FREE: dict[str, Any] = {
+    "candidates": "corpus",
+    "max_relative_score": 1.0,
+    "bm25_max_relative_score": 0,
+    "per_query": 3,
+    "depth": 60,
+}
 
 
 def corpus_passages() -> list[Passage]:

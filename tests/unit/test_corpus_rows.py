@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_shards.errors import UserError
 from data_shards.reader import CorpusDataset
 from data_shards.samples import id_hash
-from index_build.corpus_rows import CorpusRows, write_sample
+from index_build.corpus_rows import CorpusRows, write_positives, write_sample
 from tests.unit.tiny import passage, write_corpus
 
 
@@ -44,3 +45,15 @@ def test_a_sample_holds_what_is_drawn_and_every_positive_once(corpus: CorpusData
 def test_a_sample_of_everything_is_everything(corpus: CorpusDataset, tmp_path: Path) -> None:
     sample = write_sample(corpus, [], tmp_path / "a", size=500, key="0")
     assert [one.id for one in sample] == [f"p{number}" for number in range(50)]
+
+
+def test_positives_alone_in_the_order_of_the_corpus(corpus: CorpusDataset, tmp_path: Path) -> None:
+    ids = np.unique([id_hash(name) for name in ("p40", "p3", "nobody", "p49")])
+    found = write_positives(corpus, ids, tmp_path / "a")
+    assert [one.id for one in found] == ["p3", "p40", "p49"]
+
+
+def test_a_corpus_without_any_positive_is_refused_and_leaves_nothing(corpus: CorpusDataset, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^no passage of .* has the id of a training pair's positive"):
+        write_positives(corpus, np.array([id_hash("nobody")]), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
