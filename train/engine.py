@@ -48,7 +48,7 @@ class EngineConfig:
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them."""
     compile: bool = False
-    """Compile the backbone; the first steps take minutes."""
+    """Compile the backbone; the first steps take minutes. On a CPU it needs a C++ compiler."""
     timeout_s: int = 1800
     """A collective that waits longer than this ends the run."""
 
