@@ -35,6 +35,9 @@ _log = logging.getLogger(__name__)
 _GRACE_S = 60.0
 """From asking to killing: a step, a checkpoint."""
 _TICK_S = 0.2
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_TORCHRUN_HANDLES = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+"""torchrun dies of SIGUSR1 by default, which a queue sends to all of a step's processes."""
 
 Row = dict[str, Any]
 OnEvent = Callable[[Row], None]
@@ -201,6 +204,7 @@ def _start_ranks(
 ) -> Child:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(config.run.ranks), "--shutdown-timeout", str(int(_GRACE_S) - 10)]
+    command += ["--signals-to-handle", _TORCHRUN_HANDLES]
     command += ["--module", "launch.train_worker", str(run.root), *stage]
     own = {"OMP_NUM_THREADS": str(threads_per_rank(config)), "TOKENIZERS_PARALLELISM": "false"}
     own[BEGAN] = str(psutil.Process().create_time())
@@ -213,13 +217,13 @@ def _start_ranks(
 
 @contextmanager
 def _stop_on_signal() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; the old handlers come back afterwards."""
+    """Collect what asks for a stop instead of dying of it; the old handlers come back afterwards."""
     caught: list[int] = []
 
     def handler(number: int, frame: FrameType | None) -> None:
         caught.append(number)
 
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handler) for number in _STOPS}
     try:
         yield caught
     finally:

@@ -175,6 +175,11 @@ def _check_together(config: RunConfig) -> None:
     """Refuse settings of different sections that contradict each other."""
     if config.tracker.tensorboard:
         check_tensorboard()
+    if config.loss.distill != "off" and config.refresh.on and not config.mining.teacher:
+        raise UserError(
+            "loss.distill compares with a teacher's scores, and mined negatives have none; set mining.teacher, or "
+            "turn refreshes off"
+        )
     if config.loss.distill != "off" and config.batch.hard_negatives == 0 and config.batch.positives == 1:
         raise UserError("loss.distill compares a query's own passages; set batch.hard_negatives to 1 or more")
 

@@ -219,10 +219,11 @@ class _Loop:
         """Ask for negatives where they are due; return the exit code where the ranks are to leave."""
         if self.refresher.due(self.state):
             step, began = self.state.step, time.monotonic()
-            self.watchdog.phase("refresh", step, allow_s=self.job.refresh.timeout_s)
+            self.watchdog.phase("snapshot", step)
             if step:  # before step 0 there is nothing but the first encoder
                 self._snapshot(self.job.run.snapshot(step), step)
             request = self.refresher.ask(self.state)
+            self.watchdog.phase("refresh", step, allow_s=self.refresher.allow_s)
             if self.refresher.leaves_for(request):
                 self._checkpoint()
                 self.keeper.wait()

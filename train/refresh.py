@@ -39,7 +39,8 @@ class RefreshRequest:
     def write(self, run: RunFolder) -> None:
         """Leave the request for the miner; asking twice is asking once."""
         path = request_path(run, self.version)
-        failed_path(run, self.version).unlink(missing_ok=True)
+        for word in (failed_path(run, self.version), given_up_path(run, self.version)):
+            word.unlink(missing_ok=True)
         if not path.exists():
             write_json(path, asdict(self))
 
@@ -60,6 +61,11 @@ def failed_path(run: RunFolder, version: int) -> Path:
     return run.requests / f"v{version:06d}.failed.json"
 
 
+def given_up_path(run: RunFolder, version: int) -> Path:
+    """Where a rank says that it waits no longer, since the run is to stop: only one may have been told."""
+    return run.requests / f"v{version:06d}.given-up.json"
+
+
 def wait_for_version(
     run: RunFolder, version: int, *, dataset_id: str, timeout_s: float, give_up: Callable[[], bool]
 ) -> NegativesVersion | None:
@@ -70,7 +76,7 @@ def wait_for_version(
         version: which one.
         dataset_id: of the training pairs; a version for others is refused.
         timeout_s: after this the run ends.
-        give_up: asked again and again; true ends the waiting, because the run is to stop.
+        give_up: asked again and again; true on one rank ends the waiting on all, because the run is to stop.
 
     Returns:
         The verified version, or None after giving up.
@@ -81,6 +87,8 @@ def wait_for_version(
     deadline = time.monotonic() + timeout_s
     while version not in published_versions(run.negatives):
         if give_up():
+            write_json(given_up_path(run, version), {})
+        if given_up_path(run, version).exists():
             return None
         if (failed := failed_path(run, version)).exists():
             raise RefreshFailedError(f"negatives version {version} was not made: {read_json(failed)['cause']}")

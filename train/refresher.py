@@ -27,6 +27,7 @@ from train.refresh import RefreshFailedError, RefreshRequest, wait_for_version
 _log = logging.getLogger(__name__)
 _TRIES = 2
 """A version that was damaged on the way to the disk is mined once more."""
+_SLACK_S = 60.0
 _LATE = 3
 """Negatives older than so many intervals are worth a warning."""
 
@@ -60,6 +61,11 @@ class Refresher:
     def waits(self) -> bool:
         """Whether training stands still until a version is there."""
         return self._arrivals is None
+
+    @property
+    def allow_s(self) -> float:
+        """How long waiting may take, and more: that the miner is late is for the waiting to say."""
+        return _TRIES * self._config.timeout_s + _SLACK_S
 
     def due(self, state: TrainState) -> bool:
         """Whether a refresh comes before the next step."""

@@ -77,7 +77,7 @@ def test_a_run_that_is_done_passes_every_new_event_on(run: RunFolder, monkeypatc
     assert [row["step"] for row in rows] == [8], "step 7 is of an earlier attempt"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_asked_to_stop_the_ranks_are_asked_and_the_run_can_be_resumed(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:

@@ -86,6 +86,16 @@ def test_a_run_that_is_to_stop_waits_no_longer(run: RunFolder) -> None:
     assert wait(run, stop=True) is None
 
 
+def test_where_one_rank_was_told_to_stop_the_others_wait_no_longer(run: RunFolder) -> None:
+    """The time limit is on one rank's clock. A run that asks again, when it is resumed, waits again."""
+    REQUEST.write(run)
+    wait(run, stop=True)
+    assert wait(run, stop=False, timeout_s=60) is None
+    REQUEST.write(run)
+    with pytest.raises(RefreshFailedError, match="was not published within"):
+        wait(run, timeout_s=0.2)
+
+
 def test_half_a_version_is_none(run: RunFolder) -> None:
     """Without its manifest it is still being written."""
     (publish(run, 2) / "manifest.json").unlink()

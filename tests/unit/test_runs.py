@@ -147,8 +147,9 @@ def test_a_named_model_is_taken_with_the_settings_that_are_given(
         (["--data.corpus="], r"^set encoder\.model, or data\.corpus to train a tokenizer on"),
         (
             ["--data.corpus=", "--refresh.first_step=3"],
-            r"^refresh\.first_step asks for mining, which needs data\.corpus; set it, or refresh\.first_step = 0$",
+            r"^\[refresh\] asks for mining, which needs data\.corpus; set it, or turn refreshes off$",
         ),
+        (["--loss.distill=kl", "--refresh.first_step=3"], r"mined negatives have none; set mining\.teacher, or turn"),
         (["--run.ranks=3"], r"^global batch 4 does not divide over 3 ranks; set batch\.batch_size to 3 or 6$"),
         (["--dev.data=no-such-folder"], "no-such-folder is no folder; wanted a BEIR folder"),
         (["--encoder.model=no-such-owner/no-such-model"], "^no-such-owner/no-such-model is not a model"),
