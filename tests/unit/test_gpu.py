@@ -1,4 +1,4 @@
-"""Where mining searches: what is decided and refused. The search on a GPU itself is not reached on machines without."""
+"""Where mining searches: what is decided and refused. The search on a GPU itself is tested where there is one."""
 
 from __future__ import annotations
 
