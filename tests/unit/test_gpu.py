@@ -1,4 +1,4 @@
-"""Where mining searches: what is decided and refused. No test searches on a GPU where there is none."""
+"""Where mining searches: what is decided and refused. The search on a GPU itself is tested where there is one."""
 
 from __future__ import annotations
 
