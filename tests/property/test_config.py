@@ -15,11 +15,11 @@ from index_build.index import IndexConfig
 from index_build.mine import MiningConfig
 from launch.config import DataSection, EncoderSection, RunConfig, RunSection, WorkersSection, load_config, to_toml
 from train.batches import BatchConfig
+from train.cadence import RefreshConfig
 from train.dev import DevConfig
 from train.engine import EngineConfig
 from train.job import TrainConfig
 from train.objective import LossConfig
-from train.refresh import RefreshConfig
 from train.schedule import OptimizerConfig
 from train.tracker import TrackerConfig
 
