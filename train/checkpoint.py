@@ -113,7 +113,7 @@ def _look(path: Path) -> tuple[TrainState | None, list[str], int]:
     at_fault = _NO_STATE
     try:
         row = read_state(path)
-        state = TrainState(**row["state"])
+        state = TrainState(**{**row["state"], "flatness": tuple(row["state"].get("flatness", ()))})
         names = _file_names(state.world_size)
         if set(names) != set(row["files"]):
             raise UserError(f"state.json names {len(row['files'])} files, {state.world_size} ranks write two each")
