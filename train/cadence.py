@@ -62,10 +62,9 @@ class RefreshConfig:
             if len(given) > 1:
                 raise UserError(f"refresh.{given[0]} and {given[1]} say the same twice; set one of them to 0")
         if self._given("every") and not self._given("first"):
-            name = self._given("every")
-            raise UserError(
-                f"refresh.{name} is set but first_{name.partition('_')[2]} is 0, which turns mining off; set it"
-            )
+            name, first = self._given("every"), f"first_{self._given('every').removeprefix('every_')}"
+            first = "first_step" if first == "first_steps" else first
+            raise UserError(f"refresh.{name} is set but {first} is 0, which turns mining off; set {first}")
         if self.flat_steps and not self._given("every"):
             raise UserError("refresh.flat_steps makes refreshes come sooner than every_*, which is not set; set it")
         if min(self.flat_steps, self.miner_restarts, self.max_age_steps) < 0 or self.flat_gain < 0:

@@ -51,7 +51,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def go(run: RunFolder, monkeypatch: pytest.MonkeyPatch, adapt: str, train: str = TRAIN, **options: Any) -> Outcome:
-    def start(run: RunFolder, config: RunConfig, *stage: str) -> Child:
+    def start(run: RunFolder, config: RunConfig, *stage: str, **others: object) -> Child:
         script = adapt if stage == ("adapt",) else train
         command = [sys.executable, "-c", script, str(run.root)]
         return Child("ranks", command, log=run.logs / "ranks.log", environment={})
