@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from data_shards.errors import UserError
-from data_shards.negatives import NegativesManifest, NegativesVersion, load_manifest, published_versions, version_dir
 from train.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from data_shards.negatives import NegativesManifest, NegativesVersion
 
 _TEXT_WIDTH = 90
 _SHOWN_QUERIES = 5
@@ -33,6 +35,8 @@ class NegativesShow:
 
     def run(self) -> dict[str, Any]:
         """Look them up."""
+        from data_shards.negatives import NegativesVersion, load_manifest, published_versions, version_dir
+
         run = RunFolder(self.run_dir)
         if not run.identity.exists():
             raise UserError(f"{self.run_dir} is not a run folder; give one that `dipole train` made")

@@ -85,7 +85,10 @@ def test_epochs_and_pairs_become_steps(order: GlobalOrder, settings: dict[str, A
     [
         ({"first_step": -1}, "refresh.first_step must be 0 or more, came -1"),
         ({"timeout_s": 0}, "refresh.timeout_s and keep_versions must be at least 1"),
-        ({"every_steps": 20}, "refresh.every_steps is set but first_step is 0, which turns mining off; set first_step"),
+        (
+            {"every_steps": 20},
+            "refresh.every_steps is set but first_step is 0, which turns mining off; set first_step",
+        ),
         ({"first_step": 2, "first_pairs": 8}, "first_step and first_pairs say the same twice; set one of them to 0"),
         ({"first_step": 2, "flat_steps": 8}, "every_\\*, which is not set; set it"),
     ],

@@ -29,6 +29,7 @@ def test_names_by_hand(tmp_path: Path) -> None:
         "checkpoints": "checkpoints",
         "negatives": "negatives",
         "requests": "requests",
+        "mining": "mining.json",
         "metrics": "metrics.jsonl",
         "logs": "logs",
         "failure": "failure.json",
