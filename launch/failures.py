@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_shards.atomic import read_json
 from data_shards.errors import UserError
-from launch.children import Companion
 from train.exit_codes import EXIT_DIVERGED
-from train.refresh import failed_path
 from train.run_folder import RunFolder
+
+if TYPE_CHECKING:  # the front door prints help without loading torch
+    from launch.children import Companion
 
 
 class TrainingFailedError(RuntimeError):
@@ -45,6 +47,8 @@ def failure_of(run: RunFolder, log: Path) -> UserError | TrainingFailedError:
 
 def mining_failed(run: RunFolder, version: int, miner: Companion) -> TrainingFailedError:
     """Return why a version was not made: what the miner left word of, else how it ended."""
+    from train.refresh import failed_path
+
     failed = failed_path(run, version)
     cause = (
         read_json(failed)["cause"]
