@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data_shards.atomic import read_json
 from data_shards.errors import UserError
 from train.exit_codes import EXIT_DIVERGED
 from train.run_folder import RunFolder
-
-if TYPE_CHECKING:  # the front door prints help without loading torch
-    from launch.children import Companion
 
 
 class TrainingFailedError(RuntimeError):
@@ -43,16 +39,3 @@ def failure_of(run: RunFolder, log: Path) -> UserError | TrainingFailedError:
     all_said = row["cause"].startswith("rank ") or code == EXIT_DIVERGED
     cause = row["cause"] if all_said else f"rank {row['rank']}: {row['cause']}"
     return TrainingFailedError(f"{cause}\n(log: {log})", exit_code=code)
-
-
-def mining_failed(run: RunFolder, version: int, miner: Companion) -> TrainingFailedError:
-    """Return why a version was not made: what the miner left word of, else how it ended."""
-    from train.refresh import failed_path
-
-    failed = failed_path(run, version)
-    cause = (
-        read_json(failed)["cause"]
-        if failed.exists()
-        else f"the miner ended (exit code {miner.exit_code()}):\n{miner.last_lines()}"
-    )
-    return TrainingFailedError(f"negatives version {version} was not made: {cause}\n(log: {miner.log})")

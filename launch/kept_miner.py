@@ -8,9 +8,12 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from data_shards.atomic import read_json
 from data_shards.negatives import published_versions
-from launch.children import Child
+from launch.children import Child, Companion
+from launch.failures import TrainingFailedError
 from train.cadence import RefreshConfig
+from train.refresh import failed_path
 from train.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
@@ -123,3 +126,14 @@ def _start_miner(run: RunFolder, *, once: bool, environment: Mapping[str, str]) 
     command = [sys.executable, "-m", "launch.miner", str(run.root), *(["--once"] if once else [])]
     own = {"TOKENIZERS_PARALLELISM": "false"}
     return Child("miner", command, log=run.logs / "miner.log", environment={**own, **environment})
+
+
+def mining_failed(run: RunFolder, version: int, miner: Companion) -> TrainingFailedError:
+    """Return why a version was not made: what the miner left word of, else how it ended."""
+    failed = failed_path(run, version)
+    cause = (
+        read_json(failed)["cause"]
+        if failed.exists()
+        else f"the miner ended (exit code {miner.exit_code()}):\n{miner.last_lines()}"
+    )
+    return TrainingFailedError(f"negatives version {version} was not made: {cause}\n(log: {miner.log})")

@@ -24,8 +24,8 @@ from data_shards.negatives import published_versions
 from launch.children import Child, Companion
 from launch.config import RunConfig
 from launch.devices import Devices, has_cuda, split_devices, threads_per_rank
-from launch.failures import TrainingFailedError, failure_of, mining_failed
-from launch.kept_miner import KeptMiner
+from launch.failures import TrainingFailedError, failure_of
+from launch.kept_miner import KeptMiner, mining_failed
 from launch.runs import prepare_run, save_config
 from train.exit_codes import EXIT_STUCK
 from train.run_folder import RunFolder
