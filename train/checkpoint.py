@@ -14,8 +14,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,7 @@ class TrainState:
     """Negatives versions that have been asked for."""
     refresh_step: int = 0
     """The step at which the newest of them was."""
-    flatness: Sequence[Any] = ()
+    flatness: list[Any] = field(default_factory=list)
     """See `train.cadence.Flatness`."""
 
     def taken_up_by(self, run: TrainState) -> TrainState:
@@ -113,7 +112,7 @@ def _look(path: Path) -> tuple[TrainState | None, list[str], int]:
     at_fault = _NO_STATE
     try:
         row = read_state(path)
-        state = TrainState(**{**row["state"], "flatness": tuple(row["state"].get("flatness", ()))})
+        state = TrainState(**row["state"])
         names = _file_names(state.world_size)
         if set(names) != set(row["files"]):
             raise UserError(f"state.json names {len(row['files'])} files, {state.world_size} ranks write two each")

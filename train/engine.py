@@ -113,6 +113,11 @@ def bfloat16_pays(device: torch.device) -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and "avx512_bf16" in _cpu_flags()
 
 
+def float16_computes(device: torch.device) -> bool:
+    """Whether the device has float16 matrix products, without which DeepSpeed does not start in it."""
+    return device.type == "cuda" or bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+
+
 def resolve_precision(config: EngineConfig, device: torch.device) -> Precision:
     """Turn `auto` into what this device does best."""
     if config.precision != "auto":
@@ -131,6 +136,11 @@ def check_engine(config: EngineConfig, optimizer: OptimizerConfig, *, ranks: int
             import deepspeed  # noqa: F401
         except ImportError:
             raise UserError(f"engine {config.kind} needs DeepSpeed: pip install 'dipole[deepspeed]'") from None
+        if config.precision == "float16" and not float16_computes(_device()):
+            raise UserError(
+                f"engine {config.kind} in float16 needs a processor that computes in it, and this one does not; set "
+                "engine.precision to bfloat16 or float32"
+            )
         if optimizer.ema_decay:
             raise UserError(f"optimizer.ema_decay does not go with engine {config.kind}; set kind to ddp or fsdp2")
     compiler = os.environ.get("CXX", "g++")

@@ -230,7 +230,7 @@ class _Loop:
                 self.refresher.leave(request)
                 return EXIT_MINING
             if not self.refresher.waits or self.refresher.wait(request, give_up=self.stop.asked_here):
-                self.state = replace(self.state, refreshes=request.version, refresh_step=step, flatness=())
+                self.state = replace(self.state, refreshes=request.version, refresh_step=step, flatness=[])
             self._waited_s = time.monotonic() - began
             self.watchdog.phase("read", step)
         self.step_started = time.monotonic()

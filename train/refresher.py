@@ -163,7 +163,7 @@ class Refresher:
         if not self._config.flat_steps or hard_loss is None:
             return state
         flatness = Flatness() if self.begins(state.step) else Flatness(*state.flatness)
-        return replace(state, flatness=tuple(flatness.after(hard_loss, self._config)))
+        return replace(state, flatness=list(flatness.after(hard_loss, self._config)))
 
     def check_age(self, state: TrainState) -> None:
         """Say when the negatives in use are old, and end where they are too old.

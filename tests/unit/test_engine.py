@@ -80,6 +80,22 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
         check_engine(EngineConfig(), OptimizerConfig(), ranks=3)
 
 
+@pytest.mark.deepspeed
+@pytest.mark.parametrize("computes", [True, False])
+def test_float16_under_deepspeed_is_refused_where_the_processor_lacks_it(
+    monkeypatch: pytest.MonkeyPatch, computes: bool
+) -> None:
+    """Which processor this is cannot be chosen here, so the answer of the probe is."""
+    pytest.importorskip("deepspeed", reason="needs the deepspeed extra")
+    monkeypatch.setattr("train.engine.float16_computes", lambda device: computes)
+    config = EngineConfig(kind="zero2", precision="float16")
+    if computes:
+        check_engine(config, OptimizerConfig(), ranks=1)
+        return
+    with pytest.raises(UserError, match=r"^engine zero2 in float16 needs a processor that computes in it.*; set eng"):
+        check_engine(config, OptimizerConfig(), ranks=1)
+
+
 def test_auto_precision_is_what_the_device_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_precision(EngineConfig(precision="float16"), CPU) == "float16"
     for flags, wanted in (("avx512f avx512_bf16", "bfloat16"), ("avx512f", "float32")):
