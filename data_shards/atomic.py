@@ -71,6 +71,15 @@ def atomic_dir(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def drop_dir(path: Path) -> None:
+    """Delete a folder, if it is there, such that half of it never passes for a damaged whole one."""
+    if path.exists():
+        dropped = path.with_name(f".tmp-dropped-{path.name}")
+        shutil.rmtree(dropped, ignore_errors=True)
+        os.rename(path, dropped)
+        shutil.rmtree(dropped, ignore_errors=True)
+
+
 def allocate(file: IO[bytes], size: int) -> None:
     """Take an open file's room on the disk, filled with zeros: others then count it, and a full disk shows now.
 

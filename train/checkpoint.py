@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from data_shards.atomic import fsync_dir, sha256_file
+from data_shards.atomic import drop_dir, fsync_dir, sha256_file
 from data_shards.errors import UserError
 from train.collectives import max_over_ranks, rank, world_size
 from train.state_files import part_name, read_state
@@ -178,7 +178,7 @@ def publish(temporary: Path, path: Path) -> None:
     """
     replaced = path.with_name(path.name + _REPLACED)
     if path.exists():
-        _drop(replaced)
+        drop_dir(replaced)
         os.rename(path, replaced)
     os.rename(temporary, path)
     fsync_dir(path.parent)
@@ -198,7 +198,7 @@ def rotate(root: Path, state: TrainState, *, keep: int) -> None:
     going = (c for c in codes if c != newest_of[c // 2] or c // 2 not in {*staying, state.best_step})
     for code in going:
         try:
-            _drop(root / _folder_name(code))
+            drop_dir(root / _folder_name(code))
         except OSError as error:  # the new one is committed all the same
             _log.warning("an old checkpoint stays: %s", error)
 
@@ -213,15 +213,6 @@ def remove_dead_saves(root: Path) -> None:
     """Remove what saves left that were interrupted; no other save may be going on."""
     for folder in root.glob(".tmp-*"):
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _drop(path: Path) -> None:
-    """Delete a folder, such that a half deleted one does not pass for a damaged checkpoint."""
-    if path.exists():
-        dropped = path.with_name(f".tmp-dropped-{path.name}")
-        shutil.rmtree(dropped, ignore_errors=True)
-        os.rename(path, dropped)
-        shutil.rmtree(dropped, ignore_errors=True)
 
 
 def _codes(root: Path) -> list[int]:

@@ -12,13 +12,13 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
-from data_shards.atomic import read_json, write_json
+from data_shards.atomic import drop_dir, read_json, write_json
 from data_shards.errors import UserError
 from data_shards.negatives import NegativesVersion, published_versions, version_dir
+from train.refresh import request_path
 from train.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
@@ -98,11 +98,11 @@ class NegativesPlan:
         needed = [use.version for use in self.uses if use.from_step <= oldest_step][-_LOOKED_AT:]
         needed += [use.version for use in self.uses if use.from_step > oldest_step]
         published = published_versions(self._run.negatives)
-        going = [v for v in published[: -keep or None] if v not in needed and v < self.newest]
+        going = [v for v in published[:-keep] if v not in needed and v < self.newest]
         for version in going:
             # The request goes first: without its version it would be served anew.
-            _unlink(self._run.requests / f"v{version:06d}.json")
-            _drop(version_dir(self._run.negatives, version))
+            _quietly(request_path(self._run, version).unlink, True)
+            _quietly(drop_dir, version_dir(self._run.negatives, version))
         if self.uses:
             self._drop_old_snapshots(self.uses[-1])
 
@@ -111,7 +111,7 @@ class NegativesPlan:
         step = self._version(use).manifest.snapshot_step
         for path in self._run.initial.parent.glob("step-*"):
             if path < self._run.snapshot(step):
-                _drop(path)
+                _quietly(drop_dir, path)
 
     def _version(self, use: Use) -> NegativesVersion:
         with self._lock:
@@ -136,23 +136,11 @@ def set_aside(run: RunFolder, version: int, why: object) -> None:
     aside = folder.with_name(f"{folder.name}.damaged")
     _log.warning("negatives version %d is damaged and set aside as %s: %s", version, aside, why)
     shutil.rmtree(aside, ignore_errors=True)
-    _quietly(lambda: os.rename(folder, aside))
+    _quietly(os.rename, folder, aside)
 
 
-def _drop(path: Path) -> None:
-    """Delete a folder such that half of it never passes for a whole one."""
-    dropped = path.with_name(f".tmp-dropped-{path.name}")
-    shutil.rmtree(dropped, ignore_errors=True)
-    _quietly(lambda: os.rename(path, dropped))
-    shutil.rmtree(dropped, ignore_errors=True)
-
-
-def _unlink(path: Path) -> None:
-    _quietly(lambda: path.unlink(missing_ok=True))
-
-
-def _quietly(work: Callable[[], object]) -> None:
+def _quietly(remove: Callable[..., object], *arguments: object) -> None:
     try:
-        work()
+        remove(*arguments)
     except OSError as error:  # what is left over costs room and nothing else
         _log.warning("%s", error)
