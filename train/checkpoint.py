@@ -63,6 +63,8 @@ class TrainState:
     """See `train.health.Health`."""
     skips: int = 0
     """Likewise."""
+    keep_graphs: bool | None = None
+    """What `train.gradient_cache = "auto"` has measured: the two ways round differently under some engines."""
     refreshes: int = 0
     """Negatives versions that have been asked for."""
     refresh_step: int = 0
@@ -72,7 +74,8 @@ class TrainState:
 
     def taken_up_by(self, run: TrainState) -> TrainState:
         """Return this state as a run goes on with it that may have another engine, precision and number of ranks."""
-        return replace(self, engine=run.engine, world_size=run.world_size, precision=run.precision)
+        taken = replace(self, engine=run.engine, world_size=run.world_size, precision=run.precision)
+        return taken if taken == self else replace(taken, keep_graphs=None)
 
 
 def newest_checkpoint(root: Path, device: torch.device = _CPU) -> tuple[Path, TrainState] | None:

@@ -34,7 +34,7 @@ class TrainConfig:
     """Optimiser steps; where it is above 0 it takes the place of `epochs`."""
     gradient_cache: Literal["auto", "on", "off"] = "auto"
     """`on` encodes twice and holds one chunk's graph, `off` encodes once and holds them all; `auto` measures what
-    fits. The result is the same."""
+    fits, once while engine and ranks stay. The result is the same."""
     activations_gib: float = 0.0
     """Memory that `auto` may fill with activations on each rank; 0 takes what the device has free."""
     checkpoint_every_steps: int = 50

@@ -99,7 +99,8 @@ class _Loop:
             active=rank() == 0,
             resume_step=self.state.step,
         )
-        self.keep_graphs = {"on": False, "off": True}.get(job.train.gradient_cache)  # None: to be measured
+        # None: to be measured.
+        self.keep_graphs = {"on": False, "off": True}.get(job.train.gradient_cache, self.state.keep_graphs)
         self.step_started = time.monotonic()
         self.stopped_by = ""
         self._waited_s = 0.0  # for the newest negatives
@@ -139,6 +140,7 @@ class _Loop:
         self.watchdog.phase("measure memory", step)
         if self.keep_graphs is None:
             self.keep_graphs = graphs_fit(self.engine, batches, budget_gib=self.job.train.activations_gib)
+            self.state = replace(self.state, keep_graphs=self.keep_graphs)
         rate = learning_rate(self.job.optimizer, step, self.total)
         outputs = train_step(
             self.engine,
@@ -288,6 +290,7 @@ class _Loop:
         return True
 
     def _encode(self, chunk: Chunk, side: Side) -> torch.Tensor:
+        self.watchdog.phase("dev", self.state.step)  # a large dev set is no hang
         vector_BD: torch.Tensor = self.engine.forward(chunk.input_ids, chunk.attention_mask, side)
         return vector_BD
 

@@ -294,6 +294,17 @@ def test_a_damaged_pair_in_quarantine_is_skipped_counted_and_written_down(
     assert (Path(found["shard"]).name, found["row"], found["offset"]) == ("train-000001.tar", 2, 2048)
 
 
+def test_what_was_measured_of_memory_is_not_measured_again(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cached way rounds differently under some engines, and the memory that is free differs from life to life."""
+    answers = iter([False])
+    monkeypatch.setattr(loop, "graphs_fit", lambda *arguments, **others: next(answers))
+    with monkeypatch.context() as patch:
+        stop_after(patch, run, 2)
+        train(load_job(run))
+    assert train(load_job(run)) == 0
+    assert read_json(run.checkpoints / "step-0000006" / "state.json")["state"]["keep_graphs"] is False
+
+
 def test_what_is_skipped_between_two_lines_of_the_log_is_counted_too(
     run: RunFolder, prepared: RunFolder, tmp_path: Path
 ) -> None:
