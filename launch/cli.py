@@ -31,13 +31,13 @@ _VERBS = {
     "train": ("launch.train_verbs", "Train", "train by a TOML config; --resume goes on with a stopped run"),
     "mine": ("launch.train_verbs", "Mine", "one refresh of hard negatives, by hand"),
     "negatives show": ("launch.negatives_verbs", "NegativesShow", "versions of mined negatives, and what is in one"),
-    "embed": ("launch.corpus_verbs", "Embed", "embed a corpus, each passage once, whatever is killed"),
-    "index build": ("launch.corpus_verbs", "IndexBuild", "build an index and measure its recall"),
-    "index list": ("launch.corpus_verbs", "IndexList", "list the versions of an index"),
-    "index rollback": ("launch.corpus_verbs", "IndexRollback", "make an older version current"),
-    "index check": ("launch.corpus_verbs", "IndexCheck", "verify an index against its checksums"),
-    "search": ("launch.corpus_verbs", "Search", "search an index with a text"),
-    "evaluate": ("launch.corpus_verbs", "Evaluate", "nDCG@10, MRR@10, Recall@100 on a BEIR folder"),
+    "embed": ("launch.embed_verb", "Embed", "embed a corpus, each passage once, whatever is killed"),
+    "index build": ("launch.index_verbs", "IndexBuild", "build an index and measure its recall"),
+    "index list": ("launch.index_verbs", "IndexList", "list the versions of an index"),
+    "index rollback": ("launch.index_verbs", "IndexRollback", "make an older version current"),
+    "index check": ("launch.index_verbs", "IndexCheck", "verify an index against its checksums"),
+    "search": ("launch.search_verbs", "Search", "search an index with a text"),
+    "evaluate": ("launch.search_verbs", "Evaluate", "nDCG@10, MRR@10, Recall@100 on a BEIR folder"),
 }
 
 
