@@ -47,11 +47,18 @@ _VERBS = {
 }
 
 
+_STREAMS = ("launch logs",)
+"""Verbs that print to stdout while they run, where no `--json` is asked for; what they return is for that alone."""
+
+
 class Verb(Protocol):
     """A parsed command; a frozen dataclass whose docstring is its help."""
 
     def run(self) -> dict[str, Any]:
-        """Do the job and return what `--json` prints; `exit_code`, and `text` for people, are taken out first."""
+        """Do the job and return what `--json` prints; `exit_code`, and `text` for people, are taken out first.
+
+        A `text` of "" prints nothing.
+        """
 
 
 class TakesOverrides(Protocol):
@@ -80,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         job = _parse(name, [word for word in rest if word != "--json"])
         # Libraries print where they like (DeepSpeed warns on stdout at import): stdout is for the answer alone.
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stdout if name in _STREAMS and not as_json else sys.stderr):
             answer = job()
     except UserError as error:
         return _mistake(error)
@@ -93,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     exit_code = int(answer.pop("exit_code", 0))
     text = answer.pop("text", None)
     try:
-        print(json.dumps(answer) if as_json else text or _readable(answer), flush=True)
+        if as_json or text != "":
+            print(json.dumps(answer) if as_json else text or _readable(answer), flush=True)
     except BrokenPipeError:
         sys.stderr.close()
     return exit_code

@@ -64,8 +64,9 @@ class RunSection:
 
     def __post_init__(self) -> None:
         """Check that the ranks can be spread."""
-        if min(self.ranks, self.nodes) < 1:
-            raise UserError(f"run.ranks and run.nodes must be at least 1, came {self.ranks} and {self.nodes}")
+        for name in ("ranks", "nodes"):
+            if getattr(self, name) < 1:
+                raise UserError(f"run.{name} must be at least 1, came {getattr(self, name)}")
         if self.ranks % self.nodes:
             below = self.ranks - self.ranks % self.nodes
             raise UserError(

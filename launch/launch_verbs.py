@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -98,9 +97,8 @@ class LaunchLogs:
             return [path for name in wanted for path in found.logs(name)]
 
         for text in follow(logs, lambda: is_over(found), wait=self.follow):
-            sys.__stdout__.write(text)  # type: ignore[union-attr]  # there is one where a verb runs
-            sys.__stdout__.flush()  # type: ignore[union-attr]
-        return {"launch": found.name, "logs": [str(path) for path in logs()]}
+            print(text, end="", flush=True)
+        return {"launch": found.name, "logs": [str(path) for path in logs()], "text": ""}
 
 
 @dataclass(frozen=True, kw_only=True)

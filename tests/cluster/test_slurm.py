@@ -19,14 +19,20 @@ def final_weights(run: Path) -> bytes:
     return (run / "snapshots/final/model.safetensors").read_bytes()
 
 
+def as_in(reference: Path) -> str:
+    return f"--encoder.model={reference / 'snapshots/initial'}"
+
+
 def over(launched: Path) -> bool:
     hurry(launched)
     return state(launched) in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
 def test_a_chain_of_jobs_runs_on_two_nodes(toml: Path, uninterrupted: Path, tmp_path: Path) -> None:
-    launched = launch(toml, tmp_path, "--run.nodes=2", "--launch.jobs=train,embed,index,evaluate")
-    log = dipole("launch", "logs", launched, "-f", "--json")  # follows until all are over
+    launched = launch(
+        toml, tmp_path, "--run.nodes=2", "--launch.jobs=train,embed,index,evaluate", as_in(uninterrupted)
+    )
+    log = dipole("launch", "logs", launched, "-f")  # follows until all are over
     assert [path for path in log["logs"] if "/evaluate-" in path]
     rows = jobs(launched)
     assert {name: row["state"] for name, row in rows.items()} == dict.fromkeys(rows, "COMPLETED")
@@ -51,7 +57,7 @@ def test_a_time_limit_requeues_as_often_as_it_takes(toml: Path, tmp_path: Path) 
 
 
 def test_the_batch_signal_requeues_once_and_resumes(toml: Path, uninterrupted: Path, tmp_path: Path) -> None:
-    launched = launch(toml, tmp_path, "--run.nodes=2")
+    launched = launch(toml, tmp_path, "--run.nodes=2", as_in(uninterrupted))
     wait_for(lambda: len(steps(tmp_path / "run")) > 20, 120, launched)
     number = jobs(launched)["train"]["id"]
     subprocess.run(["scancel", "--batch", "--signal=USR1", number], check=True)  # what a time limit sends
@@ -64,7 +70,7 @@ def test_the_batch_signal_requeues_once_and_resumes(toml: Path, uninterrupted: P
 
 
 def test_a_preempted_job_resumes(toml: Path, uninterrupted: Path, tmp_path: Path) -> None:
-    launched = launch(toml, tmp_path, "--run.nodes=2")
+    launched = launch(toml, tmp_path, "--run.nodes=2", as_in(uninterrupted))
     wait_for(lambda: len(steps(tmp_path / "run")) > 20, 120, launched)
     words = ["sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--cpus-per-task=2", "--output=/dev/null"]
     subprocess.run([*words, "--wrap=sleep 1"], check=True, capture_output=True)
@@ -92,7 +98,7 @@ def test_what_is_cancelled_stays_cancelled(toml: Path, tmp_path: Path) -> None:
 
 
 def test_a_dead_node_requeues_the_job(toml: Path, uninterrupted: Path, tmp_path: Path, slurm: Path) -> None:
-    launched = launch(toml, tmp_path, "--run.nodes=2")
+    launched = launch(toml, tmp_path, "--run.nodes=2", as_in(uninterrupted))
     wait_for(lambda: len(steps(tmp_path / "run")) > 20, 120, launched)
     kill_node(slurm, "n2")
     try:
