@@ -57,7 +57,7 @@ def test_jobs_run_one_after_another_and_are_looked_after(config: Path, tmp_path:
 
 
 def test_cancelled_stops_with_a_checkpoint_and_launched_again_goes_on(config: Path, tmp_path: Path) -> None:
-    more = "--train.steps=400"
+    more = "--train.steps=4000"
     launched = launch(config, tmp_path, more, "--launch.jobs=train,evaluate")
     wait_for(lambda: dipole("launch", "status", launched)["run"].get("step", 0) > 3)
     status = dipole("launch", "cancel", launched)
@@ -70,7 +70,7 @@ def test_cancelled_stops_with_a_checkpoint_and_launched_again_goes_on(config: Pa
 
 
 def test_a_launch_that_is_killed_outright_is_told(config: Path, tmp_path: Path) -> None:
-    launched = launch(config, tmp_path, "--train.steps=400")
+    launched = launch(config, tmp_path, "--train.steps=4000")
     wait_for(lambda: dipole("launch", "status", launched)["run"].get("step", 0) > 1)
     pid = int(dipole("launch", "status", launched)["jobs"][0]["id"].partition("@")[0])
     family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
