@@ -103,7 +103,10 @@ class LaunchLogs:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchCancel:
-    """End a launch: what runs stops with a checkpoint, and nothing is queued again."""
+    """End a launch: what runs is told to stop with a checkpoint, and nothing is queued again.
+
+    On Slurm it has the cluster's KillWait for that; where that is short, the newest checkpoint is an older one.
+    """
 
     launch: tyro.conf.Positional[str]
     """Launch folder, its name, the beginning of it, or `last`."""
