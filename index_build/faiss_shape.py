@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Int64s = NDArray[np.int64]
 
+_faiss: Any = faiss  # its types know not all that it has
 _LIST_ID_BYTES = 8  # an inverted list keeps a 64-bit id beside each code
 _LINK_BYTES = 4
 
@@ -41,7 +42,7 @@ def graph(index: faiss.Index) -> Any | None:
 def blocked_lists(index: faiss.Index) -> bool:
     """Whether its lists hold codes of many rows woven together (fast scan): those have no place on disk."""
     found = inverted(index)
-    return found is not None and isinstance(faiss.downcast_InvertedLists(found.invlists), faiss.BlockInvertedLists)
+    return found is not None and isinstance(faiss.downcast_InvertedLists(found.invlists), _faiss.BlockInvertedLists)
 
 
 def can_merge(index: faiss.Index) -> bool:
@@ -56,13 +57,14 @@ def can_merge(index: faiss.Index) -> bool:
 
 def row_bytes(index: faiss.Index) -> int:
     """Return the bytes that one vector takes in the index, ids and links included."""
-    whole = faiss.downcast_index(index)
+    whole: Any = faiss.downcast_index(index)
     if isinstance(whole, faiss.IndexRefine):
         return row_bytes(whole.base_index) + row_bytes(whole.refine_index)
     if isinstance(whole, faiss.IndexPreTransform):
         return row_bytes(whole.index)
     if isinstance(whole, faiss.IndexHNSW):
-        links = int(whole.hnsw.nb_neighbors(0)) + _LIST_ID_BYTES // _LINK_BYTES * 2
+        hnsw: Any = whole.hnsw
+        links = int(hnsw.nb_neighbors(0)) + _LIST_ID_BYTES // _LINK_BYTES * 2
         return row_bytes(whole.storage) + _LINK_BYTES * links
     found = inverted(whole)
     if found is not None:

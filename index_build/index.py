@@ -25,6 +25,7 @@ from index_build.index_rows import IndexedRows, gather, write_ids
 from index_build.index_version import (
     IDS_NAME,
     INDEX_NAME,
+    LIST_SIZES_NAME,
     LISTS_NAME,
     QUERIES_NAME,
     make_current,
@@ -148,7 +149,7 @@ def write_files(
     """Write a version's files, the lists on disk being there already; return their checksums."""
     names = [INDEX_NAME, IDS_NAME]
     if (folder / LISTS_NAME).exists():
-        names.append(LISTS_NAME)
+        names += [LISTS_NAME, LIST_SIZES_NAME]
     else:
         faiss.write_index(index, str(folder / INDEX_NAME))
     write_ids(folder / IDS_NAME, vectors)

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.atomic import allocate
+from data_shards.npy import npy_bytes
 from index_build.faiss_shape import blocked_lists, inverted, list_sizes, lists_of, refined
-from index_build.index_version import INDEX_NAME, LISTS_NAME
+from index_build.index_version import INDEX_NAME, LIST_SIZES_NAME, LISTS_NAME, read_faiss
 
 Int64s = NDArray[np.int64]
 
@@ -38,28 +39,7 @@ def append(whole: faiss.Index, chunk: faiss.Index) -> None:
         append(fine.refine_index, other.refine_index)
         fine.ntotal = fine.base_index.ntotal
         return
-    whole.merge_from(chunk)
-
-
-def emptied(index: faiss.Index) -> faiss.Index:
-    """Return a trained index of the same kind that holds nothing, with its lists in memory."""
-    copy = faiss.clone_index(index) if not lists_of(index) else _without_lists(index)
-    copy.reset()
-    return copy
-
-
-def _without_lists(index: faiss.Index) -> faiss.Index:
-    """Copy an index with empty lists in the place of its own, which may lie on disk and be of any size."""
-    lists = inverted(index)
-    assert lists is not None
-    held, owned, count = lists.invlists, lists.own_invlists, lists.ntotal
-    lists.own_invlists = False  # or replacing them would free them
-    lists.replace_invlists(faiss.ArrayInvertedLists(lists.nlist, lists.code_size), False)
-    try:
-        return faiss.clone_index(index)
-    finally:
-        lists.replace_invlists(held, owned)
-        lists.ntotal = count
+    whole.merge_from(chunk, 0)
 
 
 def reserve(index: faiss.Index, sizes: Int64s) -> None:
@@ -73,35 +53,35 @@ def reserve(index: faiss.Index, sizes: Int64s) -> None:
 
 
 def merge_on_disk(trained: Path, chunks: Sequence[Path], folder: Path) -> faiss.Index:
-    """Write the lists of all chunks to one file, and return an index that reads them there.
+    """Write the lists of all chunks to one file of a version's folder, and return an index that reads them there.
 
     Each list's place follows from its size in every chunk, so that chunk after chunk is read and its pieces are
     written where they belong: the file is never mapped to be written, and memory holds one chunk.
     """
     parts = [np.load(_sizes_path(path), allow_pickle=False) for path in chunks]
     whole = faiss.read_index(str(trained))
-    writer = ListWriter(folder / LISTS_NAME, whole, np.sum(parts, axis=0, dtype=np.int64))
+    writer = ListWriter(folder, whole, np.sum(parts, axis=0, dtype=np.int64))
     for path in chunks:
         writer.add(faiss.read_index(str(path)))
-    return writer.finish(folder)
+    return writer.finish()
 
 
 class ListWriter:
     """Writes inverted lists to a file in FAISS's own layout: of each list its codes, then its ids."""
 
-    def __init__(self, path: Path, whole: faiss.Index, sizes: Int64s) -> None:
-        """Take the trained index, empty, and how many rows each list will hold.
+    def __init__(self, folder: Path, whole: faiss.Index, sizes: Int64s) -> None:
+        """Take a version's folder, the trained index, empty, and how many rows each list will hold.
 
         Raises:
             OSError: there is no room.
         """
-        self._path, self._whole, self._sizes = path, whole, sizes
+        self._folder, self._whole, self._sizes = folder, whole, sizes
         lists = inverted(whole)
         assert lists is not None
         self._code = int(lists.code_size)
         self._begins = np.concatenate([[0], np.cumsum(sizes * (self._code + _ID_BYTES))]).astype(np.int64)
         self._written = np.zeros(len(sizes), dtype=np.int64)
-        self._file = open(path, "w+b")
+        self._file = open(folder / LISTS_NAME, "w+b")
         allocate(self._file, int(self._begins[-1]))
 
     def add(self, chunk: faiss.Index) -> None:
@@ -118,25 +98,16 @@ class ListWriter:
             self._write(ids, begin + int(self._sizes[number]) * self._code + before * _ID_BYTES)
             self._written[number] += size
 
-    def finish(self, folder: Path) -> faiss.Index:
-        """Write the index that names the file, and open both."""
+    def finish(self) -> faiss.Index:
+        """Write the trained index and the lists' sizes beside them, and open all of it."""
         self._file.close()
         assert (self._written == self._sizes).all()
-        lists = inverted(self._whole)
-        assert lists is not None
-        on_disk: Any = faiss.OnDiskInvertedLists(lists.nlist, self._code, str(self._path))
-        on_disk.set_all_lists_sizes(faiss.swig_ptr(self._sizes.astype(np.uint64)))
-        on_disk.totsize = int(self._begins[-1])
-        on_disk.read_only = True
-        lists.replace_invlists(on_disk, True)
-        on_disk.this.disown()
-        lists.ntotal = self._whole.ntotal = int(self._sizes.sum())
-        faiss.write_index(self._whole, str(folder / INDEX_NAME))
-        flags = faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_SAME_DIR
-        return faiss.read_index(str(folder / INDEX_NAME), flags)
+        faiss.write_index(self._whole, str(self._folder / INDEX_NAME))
+        (self._folder / LIST_SIZES_NAME).write_bytes(npy_bytes(self._sizes))
+        return read_faiss(self._folder)
 
     def _write(self, values: NDArray[Any], place: int) -> None:
-        view = memoryview(values).cast("B")
+        view: memoryview = values.view(np.uint8).data
         while view:
             count = os.pwrite(self._file.fileno(), view, place)
             view, place = view[count:], place + count

@@ -25,10 +25,11 @@ from index_build.index_check import hashes_of
 from index_build.index_config import IndexConfig
 from index_build.index_fill import Progress, add_rows, room_on, sampled_rows
 from index_build.index_manifest import IndexManifest
-from index_build.index_merge import ListWriter, emptied
+from index_build.index_merge import ListWriter
 from index_build.index_rows import IndexedRows, block_rows, gather, hash_columns, set_hash_columns
 from index_build.index_version import (
     IDS_NAME,
+    INDEX_NAME,
     LISTS_NAME,
     QUERIES_NAME,
     OpenIndex,
@@ -208,7 +209,7 @@ class _Change:
                 base_version=made.version,
                 changes=self.difference.counts,
                 wear=wear,
-                rebuild_due=why_rebuild(wear, found.chosen.recall, made.wanted_recall),
+                rebuild_due=why_rebuild(wear, found.chosen.recall, min(made.wanted_recall, made.recall.value)),
                 seconds=seconds,
             )
             publish_into(folder, manifest, self.report)
@@ -229,7 +230,7 @@ def _changed(
     """Return the index with new rows at its end, ids going on; one with its lists on disk is written anew."""
     index, first = opened.index, int(opened.index.ntotal)
     on_disk = (opened.folder / LISTS_NAME).exists()
-    target = emptied(index) if on_disk else index
+    target = faiss.read_index(str(opened.folder / INDEX_NAME)) if on_disk else index  # on disk it is the empty one
     step = block_rows(vectors.dim)
     for begin in range(0, len(new_rows), step):
         rows = new_rows[begin : begin + step]
@@ -238,10 +239,11 @@ def _changed(
             progress(begin + len(rows), len(new_rows))
     if not on_disk:
         return target
-    writer = ListWriter(folder / LISTS_NAME, emptied(index), list_sizes(index) + list_sizes(target))
+    empty = faiss.read_index(str(opened.folder / INDEX_NAME))
+    writer = ListWriter(folder, empty, list_sizes(index) + list_sizes(target))
     writer.add(index)
     writer.add(target)
-    return writer.finish(folder)
+    return writer.finish()
 
 
 def _own_set(opened: OpenIndex) -> EmbeddingSet:

@@ -1,7 +1,8 @@
 """Index versions on disk: written whole, numbered, one of them current.
 
 ROOT/v000001/index.faiss      the FAISS index; its ids are slots: see `slots`
-ROOT/v000001/lists.ivfdata    its inverted lists, where they stay on disk
+ROOT/v000001/lists.ivfdata    its inverted lists, where they stay on disk; `index.faiss` is empty then
+ROOT/v000001/lists.npy        how many rows each of these lists has
 ROOT/v000001/slots.npy        the row of each slot, where slots are not rows
 ROOT/v000001/ids.parquet      passage id of each row, and hashes of id and content
 ROOT/v000001/queries.npy      the queries that recall was measured with, where they were given
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -28,7 +30,7 @@ from data_shards.atomic import atomic_path, sha256_file
 from data_shards.errors import UserError
 from data_shards.file_lock import locked
 from index_build.exact import Neighbours
-from index_build.faiss_shape import reason
+from index_build.faiss_shape import inverted, reason
 from index_build.gpu import Layout, to_gpus
 from index_build.index_manifest import MANIFEST_NAME, IndexManifest, read_manifest
 from index_build.slot_search import SlotSearch
@@ -36,6 +38,7 @@ from index_build.slots import SLOTS_NAME, Slots
 
 INDEX_NAME = "index.faiss"
 LISTS_NAME = "lists.ivfdata"
+LIST_SIZES_NAME = "lists.npy"
 IDS_NAME = "ids.parquet"
 QUERIES_NAME = "queries.npy"
 CURRENT_NAME = "CURRENT"
@@ -144,11 +147,37 @@ def read_faiss(folder: Path) -> faiss.Index:
     Raises:
         UserError: FAISS cannot read it.
     """
-    flags = faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_SAME_DIR if (folder / LISTS_NAME).exists() else 0
     try:
-        return faiss.read_index(str(folder / INDEX_NAME), flags)
+        index = faiss.read_index(str(folder / INDEX_NAME))
     except RuntimeError as error:
         raise UserError(f"{folder / INDEX_NAME} cannot be read: {reason(error)}; build the index again") from error
+    if (folder / LISTS_NAME).exists():
+        _attach_lists(index, folder)
+    return index
+
+
+def _attach_lists(index: faiss.Index, folder: Path) -> None:
+    """Let an empty index read its lists from their file.
+
+    FAISS could keep the file's name itself, but finds a folder that has moved only by a flag that prints to stdout.
+    """
+    lists, path = inverted(index), folder / LISTS_NAME
+    sizes = np.load(folder / LIST_SIZES_NAME, allow_pickle=False)
+    if lists is None or sizes.shape != (lists.nlist,):
+        raise UserError(f"{folder} has {sizes.shape} lists on disk, its index wants others; build the index again")
+    total = int(sizes.sum()) * (int(lists.code_size) + 8)
+    if path.stat().st_size != total:
+        raise UserError(f"{path} has {path.stat().st_size} bytes, wanted {total}; build the index again")
+    if not total:
+        return
+    on_disk: Any = faiss.OnDiskInvertedLists(lists.nlist, lists.code_size, str(path))
+    on_disk.set_all_lists_sizes(faiss.swig_ptr(sizes.astype(np.uint64)))
+    on_disk.totsize = total
+    on_disk.read_only = True
+    on_disk.do_mmap()
+    lists.replace_invlists(on_disk, True)
+    on_disk.this.disown()
+    lists.ntotal = index.ntotal = int(sizes.sum())
 
 
 @contextmanager

@@ -59,8 +59,14 @@ def wear_of(
     return {**found, **now, **{f"{name}_built": built.get(f"{name}_built", value) for name, value in now.items()}}
 
 
-def why_rebuild(wear: Mapping[str, float], recall: Recall, wanted: float) -> str:
-    """Return why the index should be built anew; empty where nothing has passed its bound."""
+def why_rebuild(wear: Mapping[str, float], recall: Recall, before: float) -> str:
+    """Return why the index should be built anew; empty where nothing has passed its bound.
+
+    Args:
+        wear: see `wear_of`.
+        recall: as it is now.
+        before: the recall that was wanted, or had, if that was less.
+    """
     causes = []
     if wear["dead_share"] > MOST_DEAD_SHARE:
         causes.append(f"{wear['dead_share']:.0%} of its rows are dead (bound {MOST_DEAD_SHARE:.0%})")
@@ -73,8 +79,8 @@ def why_rebuild(wear: Mapping[str, float], recall: Recall, wanted: float) -> str
         before = wear.get(f"{name}_built", 0.0)
         if before > 0 and wear[name] > bound * before:
             causes.append(f"{what} {wear[name] / before:.2f} times that of the build (bound {bound:g})")
-    if recall.high < wanted:
-        causes.append(f"its recall is {recall.value:.3f} (at most {recall.high:.3f}), {wanted:g} was wanted")
+    if recall.high < before:
+        causes.append(f"its recall has fallen to {recall.value:.3f} (at most {recall.high:.3f}) from {before:.3f}")
     return "; ".join(causes)
 
 
@@ -86,8 +92,9 @@ def _distance(index: faiss.Index, rows: Float32s) -> float:
     if isinstance(whole, faiss.IndexRefine):
         whole = faiss.downcast_index(whole.base_index)
     if isinstance(whole, faiss.IndexPreTransform):
-        for at in range(whole.chain.size()):
-            rows = faiss.downcast_VectorTransform(whole.chain.at(at)).apply(rows)
+        chain: Any = whole.chain
+        for at in range(chain.size()):
+            rows = faiss.downcast_VectorTransform(chain.at(at)).apply(rows)
     _, nearest = lists.quantizer.search(rows, 1)
     centres = lists.quantizer.reconstruct_batch(nearest[:, 0])
     return float(np.square(rows - centres).sum(axis=1).mean())

@@ -28,7 +28,7 @@ class SlotSearch:
         self.slots = slots
         self._living: Any = None
         if slots is not None and slots.dead:
-            self._living = faiss.IDSelectorBitmap(slots.living_bits())
+            self._living = _faiss.IDSelectorBitmap(slots.living_bits())
 
     def set(self, parameters: Mapping[str, int]) -> None:
         """Set search parameters: see `set_search_parameters`."""
@@ -92,9 +92,9 @@ def _parameters(index: faiss.Index, living: Any) -> Any:
         return _faiss.SearchParametersPreTransform(index_params=_parameters(whole.index, living))
     if isinstance(whole, _faiss.IndexHNSW):
         return _faiss.SearchParametersHNSW(sel=living, efSearch=whole.hnsw.efSearch)
-    lists = inverted(whole)
+    lists: Any = inverted(whole)
     if lists is None:
         return _faiss.SearchParameters(sel=living)
-    if isinstance(lists, getattr(_faiss, "IndexIVFRaBitQ", ())):  # FAISS knows it from 1.11 on
+    if type(lists).__name__ == "IndexIVFRaBitQ":  # an older FAISS has no such class
         return _faiss.IVFRaBitQSearchParameters(sel=living, nprobe=lists.nprobe, qb=lists.qb, centered=False)
     return _faiss.SearchParametersIVF(sel=living, nprobe=lists.nprobe)

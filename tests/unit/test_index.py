@@ -21,11 +21,14 @@ from index_build.index_version import current_version, list_versions, open_index
 from index_build.recall import RecallProbe, wilson
 
 
-def embedding_set(folder: Path, vectors: np.ndarray, parts: int = 3) -> EmbeddingSet:
+def embedding_set(
+    folder: Path, vectors: np.ndarray, parts: int = 3, passages: list[Passage] | None = None
+) -> EmbeddingSet:
     records = []
     row = 0
+    every = passages or [Passage(id=f"p{row}", text=f"text {row}") for row in range(len(vectors))]
     for number, block in enumerate(np.array_split(vectors, parts)):
-        names = [Passage(id=f"p{row + k}", text=f"text {row + k}") for k in range(len(block))]
+        names = every[row : row + len(block)]
         by = Provenance(snapshot_hash="sha256:aa", precision="float32", shard=f"c{number}", shard_sha256="bb")
         records.append(write_part(folder, number, block, names, by))
         row += len(block)
