@@ -33,6 +33,8 @@ _VERBS = {
     "negatives show": ("launch.negatives_verbs", "NegativesShow", "versions of mined negatives, and what is in one"),
     "embed": ("launch.embed_verb", "Embed", "embed a corpus, each passage once, whatever is killed"),
     "index build": ("launch.index_verbs", "IndexBuild", "build an index and measure its recall"),
+    "index update": ("launch.index_verbs", "IndexUpdate", "add, replace and delete, by a new embedding set"),
+    "index delete": ("launch.index_verbs", "IndexDelete", "delete passages by their ids"),
     "index list": ("launch.index_verbs", "IndexList", "list the versions of an index"),
     "index rollback": ("launch.index_verbs", "IndexRollback", "make an older version current"),
     "index check": ("launch.index_verbs", "IndexCheck", "verify an index against its checksums"),

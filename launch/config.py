@@ -18,7 +18,7 @@ from data_shards.storage import CacheConfig
 from encoder.lora import LoraConfig
 from encoder.model import EncoderSettings, ScratchConfig
 from encoder.pooling import Pooling
-from index_build.index import IndexConfig
+from index_build.index_config import IndexConfig
 from index_build.mine import MiningConfig
 from launch.clusters.sections import EmbedSection, EvaluateSection, LaunchSection, SlurmSection
 from launch.sections import load_sections, to_toml
