@@ -40,7 +40,9 @@ def toml(data: Path, way: str) -> str:
         ],
     )
     changes = {
-        "steps = 12\ncheckpoint_every_steps = 2": f"steps = {STEPS}\ncheckpoint_every_steps = 5\nkeep_checkpoints = 1000",
+        "steps = 12\ncheckpoint_every_steps = 2": (
+            f"steps = {STEPS}\ncheckpoint_every_steps = 5\nkeep_checkpoints = 1000"
+        ),
         "every_steps = 6\n": "every_steps = 20\n",
     }
     for old, new in changes.items():
