@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import signal
 import socket
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -51,4 +53,13 @@ def run(app: FastAPI, taken: socket.socket) -> None:
         timeout_keep_alive=30,
         server_header=False,
     )
-    uvicorn.Server(config).run(sockets=[taken])
+    before = {number: signal.signal(number, _heard) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        uvicorn.Server(config).run(sockets=[taken])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _heard(number: int, frame: FrameType | None) -> None:
+    """Do nothing: uvicorn has ended in good order for this signal, and raises it once more."""
