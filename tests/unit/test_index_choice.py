@@ -37,7 +37,7 @@ def test_codes_get_coarser_as_memory_gets_less_and_no_coarser_than_recall_allows
     factory, _, why = chosen(memory_gib=1.0)
     assert factory == "IVF2048,SQ8"
     # 1M * (768 + 8) bytes and 288 MiB
-    assert "1.01 GiB with SQfp16 exceed the budget of 1.00 GiB; SQ8 takes 0.65 GiB" in why
+    assert "1.01 GiB with SQfp16 exceed the budget of 1.00 GiB; SQ8 codes fit, with 0.65 GiB" in why
     assert chosen(memory_gib=0.6, wanted_recall=0.9)[0] == "IVF2048,RaBitQ6"
     assert chosen(memory_gib=0.5, wanted_recall=0.8)[0] == "IVF2048,RaBitQ4"
     assert chosen(memory_gib=1.0, wanted_recall=0.99)[:2] == ("IVF2048,SQfp16", True)

@@ -17,6 +17,8 @@ from index_build.index_check import check_index
 from index_build.index_config import IndexConfig
 from index_build.index_update import delete_ids, update_index
 from index_build.index_version import LOCK_NAME, current_version, list_versions, open_index, rollback, version_dir
+from index_build.index_wear import why_rebuild
+from index_build.recall import Recall
 from tests.unit.index_sets import clustered, embedding_set, numbered
 
 ROWS, DIM = 1_200, 16
@@ -124,6 +126,27 @@ def test_a_rebuild_is_due_where_dead_or_added_rows_pass_a_bound(
     assert "what was added lies far from its lists" in made.rebuild_due
     fresh = build_index(grown, tmp_path / "b", IndexConfig(factory="IVF16,SQfp16", recall_queries=50))
     assert fresh.rebuild_due == ""
+
+
+@pytest.mark.parametrize(
+    ("worn", "recall", "why"),
+    [
+        ({}, 0.96, ""),
+        ({"dead_share": 0.2, "added_share": 0.5}, 0.96, ""),
+        ({"dead_share": 0.21}, 0.96, "21% of its rows are dead (bound 20%)"),
+        ({"added_share": 0.51}, 0.96, "51% of its rows came since it was built (bound 50%)"),
+        ({"imbalance": 1.6}, 0.96, "its lists have grown uneven, their imbalance is 1.60 times that of the build"),
+        ({"distance": 1.3}, 0.96, "what was added lies far from its lists, the squared distance is 1.30 times"),
+        ({}, 0.91, "its recall is 0.910, at most 0.920, and was to be 0.950"),
+        ({"distance": 1.2}, 0.945, ""),  # the interval still holds what was wanted
+    ],
+)
+def test_bounds_of_wear(worn: dict[str, float], recall: float, why: str) -> None:
+    sound = {"dead_share": 0.0, "added_share": 0.0, "imbalance": 1.0, "imbalance_built": 1.0}
+    wear = {**sound, "distance": 1.0, "distance_built": 1.0, **worn}
+    measured = Recall(k=10, value=recall, low=recall - 0.01, high=recall + 0.01, queries=500, queries_from="given")
+    found = why_rebuild(wear, measured, 0.95)
+    assert found == why if not why else found.startswith(why)
 
 
 def test_given_queries_go_on_measuring(before: EmbeddingSet, after: EmbeddingSet, tmp_path: Path) -> None:
