@@ -28,7 +28,7 @@ KIND := $(if $(filter 1 yes true,$(GPU)),gpu,cpu)
 OTHER_KIND := $(if $(filter gpu,$(KIND)),cpu,gpu)
 SETUP := $(VENV)/.setup-$(KIND)
 
-.PHONY: help setup quickstart test test-slow check format bench clean
+.PHONY: help setup quickstart test test-slow test-slurm check format bench clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -40,11 +40,14 @@ quickstart: $(SETUP)  ## the whole main job on this machine, in minutes, with no
 	while [ -e "$$out" ]; do out="$(QUICKSTART_OUT)-$$n"; n=$$((n + 1)); done; \
 	exec $(BIN)/dipole quickstart --out "$$out" $(ARGS)
 
-test: $(SETUP)  ## every test that is not slow
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+test: $(SETUP)  ## every test that is not slow and needs no cluster
+	$(BIN)/python -m pytest -m "not slow and not slurm" $(ARGS)
 
 test-slow: $(SETUP)  ## the slow tests alone: long runs, many kills
 	$(BIN)/python -m pytest -m slow $(ARGS) || [ $$? -eq 5 ]  # 5: there are none
+
+test-slurm: $(SETUP)  ## a real two-node Slurm on this machine, as root (apt-get install slurm-wlm munge)
+	$(BIN)/python -m pytest -m slurm tests/cluster $(ARGS)
 
 check: $(SETUP)  ## lint, format, types, floors: what CI holds every change to
 	$(BIN)/ruff check

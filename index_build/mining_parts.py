@@ -19,7 +19,8 @@ from index_build.corpus_rows import CorpusRows, write_positives, write_sample
 from index_build.embedding_set import EmbeddingSet
 from index_build.filters import Float32s, Int64s
 from index_build.gpu import check_depth, gpus_to_use
-from index_build.index import IndexConfig, build_index
+from index_build.index import build_index
+from index_build.index_config import IndexConfig
 from index_build.index_version import OpenIndex, open_index
 from index_build.known_positives import KnownPositives
 from index_build.mining_config import MiningConfig

@@ -18,8 +18,9 @@ from data_shards.storage import CacheConfig
 from encoder.lora import LoraConfig
 from encoder.model import EncoderSettings, ScratchConfig
 from encoder.pooling import Pooling
-from index_build.index import IndexConfig
+from index_build.index_config import IndexConfig
 from index_build.mine import MiningConfig
+from launch.clusters.sections import EmbedSection, EvaluateSection, LaunchSection, SlurmSection
 from launch.sections import load_sections, to_toml
 from train.adapt_batches import AdaptConfig
 from train.batches import BatchConfig
@@ -34,7 +35,17 @@ from train.stops import StopConfig
 from train.tracker import TrackerConfig
 from train.watchdog import WatchdogConfig
 
-__all__ = ["DataSection", "EncoderSection", "RunConfig", "RunSection", "WorkersSection", "load_config", "to_toml"]
+__all__ = [
+    "DataSection",
+    "EncoderSection",
+    "JobConfig",
+    "RunConfig",
+    "RunSection",
+    "WorkersSection",
+    "load_config",
+    "load_job_config",
+    "to_toml",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +57,27 @@ class RunSection:
     seed: int = 0
     """Of the initial weights, the global order and dropout."""
     ranks: int = 1
-    """Training processes on this machine."""
+    """Training processes, over all nodes."""
+    nodes: int = 1
+    """Machines that they are spread over evenly. Above 1, `dipole train` has to run inside of a Slurm allocation of
+    so many, as `dipole launch slurm` makes one."""
 
     def __post_init__(self) -> None:
-        """Check the ranks."""
-        if self.ranks < 1:
-            raise UserError(f"run.ranks must be at least 1, came {self.ranks}")
+        """Check that the ranks can be spread."""
+        for name in ("ranks", "nodes"):
+            if getattr(self, name) < 1:
+                raise UserError(f"run.{name} must be at least 1, came {getattr(self, name)}")
+        if self.ranks % self.nodes:
+            below = self.ranks - self.ranks % self.nodes
+            raise UserError(
+                f"run.ranks = {self.ranks} does not divide over run.nodes = {self.nodes}; set run.ranks to "
+                f"{' or '.join(str(n) for n in (below, below + self.nodes) if n)}"
+            )
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Training processes on each machine."""
+        return self.ranks // self.nodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,11 +186,35 @@ class RunConfig:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class JobConfig(RunConfig):
+    """A run, what is done with its encoder afterwards, and where all that runs."""
+
+    launch: LaunchSection = field(default_factory=LaunchSection)
+    slurm: SlurmSection = field(default_factory=SlurmSection)
+    embed: EmbedSection = field(default_factory=EmbedSection)
+    evaluate: EvaluateSection = field(default_factory=EvaluateSection)
+
+    @property
+    def of_run(self) -> RunConfig:
+        """The run alone."""
+        return RunConfig(**{item.name: getattr(self, item.name) for item in dataclasses.fields(RunConfig)})
+
+
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a TOML file and put `--section.field=value` on top of it.
+    """Read a run's config; what the file says of launching is checked and left out.
 
     Raises:
         UserError: the file is missing or no TOML, a key does not exist (the nearest one is suggested), or a value
             does not fit.
     """
-    return load_sections(RunConfig, path, overrides)
+    return load_job_config(path, overrides).of_run
+
+
+def load_job_config(path: Path | None, overrides: Sequence[str] = ()) -> JobConfig:
+    """Read a TOML file and put `--section.field=value` on top of it.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    return load_sections(JobConfig, path, overrides)

@@ -26,7 +26,7 @@ def split_devices(config: RunConfig) -> Devices:
     if config.refresh.way != "async" or not config.refresh.on or config.workers.address or not has_cuda():
         return Devices()
     visible = _visible_gpus()
-    ranks = config.run.ranks
+    ranks = config.run.ranks_per_node
     if ranks >= len(visible):
         raise UserError(
             f'refresh.way = "async" needs a GPU for the miner, and run.ranks = {ranks} takes all {len(visible)}; '
@@ -39,11 +39,16 @@ def split_devices(config: RunConfig) -> Devices:
 
 
 def threads_per_rank(config: RunConfig) -> int:
-    """Return a rank's CPU threads: this machine's, without those of a miner that works at the same time."""
-    threads = os.cpu_count() or 1
+    """Return a rank's CPU threads: this machine's, without those of a miner that works at the same time.
+
+    `OMP_NUM_THREADS`, where it is set, has the last word.
+    """
+    if (wanted := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
+        return max(1, int(wanted))
+    threads = int(os.environ.get("SLURM_CPUS_PER_TASK") or os.cpu_count() or 1)
     if config.refresh.on and config.refresh.way == "async" and not config.workers.address and not has_cuda():
         threads -= config.workers.count * config.workers.threads
-    return max(1, threads // config.run.ranks)
+    return max(1, threads // config.run.ranks_per_node)
 
 
 def has_cuda() -> bool:

@@ -1,4 +1,4 @@
-"""Runs a training on this machine: torchrun for the ranks, a miner beside it, and one that watches both."""
+"""Runs a training from this machine: torchrun for the ranks, a miner beside it, and one that watches both."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from launch.config import RunConfig
 from launch.devices import Devices, has_cuda, split_devices, threads_per_rank
 from launch.failures import TrainingFailedError, failure_of
 from launch.kept_miner import KeptMiner, mining_failed
+from launch.rank_command import check_nodes, rank_command
 from launch.runs import prepare_run, save_config
 from train.exit_codes import EXIT_STUCK
 from train.run_folder import RunFolder
@@ -36,8 +36,6 @@ _GRACE_S = 60.0
 """From asking to killing: a step, a checkpoint."""
 _TICK_S = 0.2
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-_TORCHRUN_HANDLES = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-"""torchrun dies of SIGUSR1 by default, which a queue sends to all of a step's processes."""
 
 Row = dict[str, Any]
 OnEvent = Callable[[Row], None]
@@ -68,6 +66,7 @@ def train_here(config: RunConfig, *, resume: bool = False, on_event: OnEvent = l
         UserError: the config does not fit data, folder or machine.
         TrainingFailedError: a rank or the miner failed.
     """
+    check_nodes(config)
     devices = split_devices(config)
     run = prepare_run(config, resume=resume)
     lock = hold(run.lock, alone=True)
@@ -202,17 +201,15 @@ def _killed_rank(log: str) -> str | None:
 def _start_ranks(
     run: RunFolder, config: RunConfig, *stage: str, environment: Mapping[str, str] | None = None
 ) -> Child:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(config.run.ranks), "--shutdown-timeout", str(int(_GRACE_S) - 10)]
-    command += ["--signals-to-handle", _TORCHRUN_HANDLES]
-    command += ["--module", "launch.train_worker", str(run.root), *stage]
+    command = rank_command(config, ["launch.train_worker", str(run.root), *stage], shutdown_s=int(_GRACE_S) - 10)
     own = {"OMP_NUM_THREADS": str(threads_per_rank(config)), "TOKENIZERS_PARALLELISM": "false"}
     own[BEGAN] = str(psutil.Process().create_time())
     if not has_cuda():
         own["DS_ACCELERATOR"] = "cpu"
     log = run.logs / f"{'adapt' if stage else 'train'}.log"
     name = "adapting" if stage else "training"
-    return Child(name, command, log=log, environment={**own, **(environment or {})})
+    own |= environment or {}
+    return Child(name, command.words, log=log, environment=own, stop_signal=command.stop_signal)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ _TOKENIZER_PASSAGES = 200_000
 """A WordPiece vocabulary of tens of thousands is settled long before."""
 _MAY_CHANGE = {
     "run.ranks",
+    "run.nodes",
     "workers",
     "tracker",
     "cache",
@@ -64,7 +65,7 @@ def prepare_run(config: RunConfig, *, resume: bool) -> RunFolder:
     """
     run = RunFolder(Path(config.run.out).absolute())
     check_batch_divides(config.batch.batch_size, config.run.ranks * config.batch.accumulation)
-    check_engine(config.engine, config.optimizer, ranks=config.run.ranks)
+    check_engine(config.engine, config.optimizer, ranks=config.run.ranks_per_node)
     if config.adapt.on and not run.adapted.exists():
         config.adapt.check_divides(config.run.ranks)
     _check_together(config)

@@ -30,7 +30,8 @@ from encoder.snapshot import load_encoder, save_snapshot
 from index_build import ray_crew
 from index_build.embedding_part import part_files
 from index_build.embedding_set import EmbeddingSet
-from index_build.index import IndexConfig, build_index
+from index_build.index import build_index
+from index_build.index_config import IndexConfig
 from index_build.index_version import open_index
 from index_build.ray_pool import EmbedPool, WorkerError
 

@@ -61,4 +61,15 @@ def test_ranks_leave_the_miner_its_threads(
 ) -> None:
     monkeypatch.setattr(devices, "has_cuda", lambda: False)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
+    for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
     assert threads_per_rank(config(*overrides)) == threads
+
+
+def test_a_rank_has_the_threads_that_slurm_gives_and_that_a_person_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "has_cuda", lambda: False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "12")
+    assert threads_per_rank(config("--run.ranks=8", "--run.nodes=2")) == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert threads_per_rank(config("--run.ranks=8", "--run.nodes=2")) == 5
