@@ -22,8 +22,8 @@ Ordinals = Sequence[int] | Int64s
 PARQUET = ".parquet"
 
 
-class Corpus(Protocol):
-    """Passages by ordinal and unit by unit."""
+class Passages(Protocol):
+    """Passages by number."""
 
     location: str
     """For messages: no secrets."""
@@ -33,25 +33,12 @@ class Corpus(Protocol):
         """Hash of the content; of remote Parquet files, of what their store tells of their versions."""
         ...
 
-    @property
-    def units(self) -> Sequence[Unit]:
-        """All of it, in order."""
-        ...
-
     def __len__(self) -> int:
         """Return how many passages there are."""
         ...
 
     def __iter__(self) -> Iterator[Passage]:
         """Yield every passage, in order."""
-        ...
-
-    def read_unit(self, number: int) -> list[Passage]:
-        """Return the passages of one unit, once its content is what `units` says.
-
-        Raises:
-            UserError: it is missing or damaged.
-        """
         ...
 
     def passages(self, ordinals: Ordinals) -> list[Passage]:
@@ -64,21 +51,47 @@ class Corpus(Protocol):
         ...
 
 
+class Corpus(Passages, Protocol):
+    """Passages by ordinal and unit by unit."""
+
+    @property
+    def units(self) -> Sequence[Unit]:
+        """All of it, in order."""
+        ...
+
+    def read_unit(self, number: int) -> list[Passage]:
+        """Return the passages of one unit, once its content is what `units` says.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        ...
+
+
 class Without:
     """A corpus some of whose passages are passed over: the rows of an embedding set that left them out."""
 
-    def __init__(self, corpus: Corpus, left_out: Ordinals) -> None:
+    def __init__(self, corpus: Passages, left_out: Ordinals) -> None:
         """Take the corpus and the ordinals that do not count."""
         self.corpus = corpus
         self.location = corpus.location
-        self.dataset_id = corpus.dataset_id
         gone = np.unique(np.asarray(left_out, dtype=np.int64))
         # A row stands behind those left-out passages whose ordinal, less the ones before, it reaches.
         self._steps = gone - np.arange(len(gone))
 
+    @property
+    def dataset_id(self) -> str:
+        """Of the whole corpus: see `Passages`."""
+        return self.corpus.dataset_id
+
     def __len__(self) -> int:
         """Return how many passages are left."""
         return len(self.corpus) - len(self._steps)
+
+    def __iter__(self) -> Iterator[Passage]:
+        """Yield every passage that is left, in order."""
+        gone = set((self._steps + np.arange(len(self._steps))).tolist())
+        yield from (passage for ordinal, passage in enumerate(self.corpus) if ordinal not in gone)
 
     def ordinals(self, rows: Ordinals) -> Int64s:
         """Return where rows stand in the whole corpus."""
@@ -88,6 +101,11 @@ class Without:
     def passages(self, rows: Ordinals) -> list[Passage]:
         """Return passages by their row; see `Corpus`."""
         return self.corpus.passages(self.ordinals(rows))
+
+
+def without(corpus: Passages, left_out: Ordinals) -> Passages:
+    """Return a corpus without some of its passages; with all of them, itself."""
+    return Without(corpus, left_out) if len(left_out) else corpus
 
 
 def open_corpus(location: Location, cache: CacheConfig | None = None) -> Corpus:

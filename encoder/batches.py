@@ -103,6 +103,9 @@ class Batches:
         while waiting:
             rows = waiting.pop()
             chunk = self._padded(window, rows)
+            if len(rows) > 1 and chunk.input_ids.numel() > self.tokens_per_batch:  # cut before the budget was halved
+                waiting += reversed(self._cut(window, rows))
+                continue
             self._care.begin(rows)
             try:
                 vectors = self._encode(chunk)
@@ -129,10 +132,10 @@ class Batches:
         return pad_rows([window.token_ids[row] for row in (rows - window.start).tolist()], self._pad_id)
 
     def _smaller(self, window: Window, rows: Int64s, chunk: Chunk) -> list[Int64s]:
-        """Halve the budget after a batch that did not fit; further ones that were cut before fit or come here too."""
+        """Halve the budget after a batch that did not fit, and cut it anew."""
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        self.tokens_per_batch = max(1, min(self.tokens_per_batch, chunk.input_ids.numel()) // 2)
+        self.tokens_per_batch = max(1, chunk.input_ids.numel() // 2)
         _log.warning("out of memory at %d tokens; going on with %d", chunk.input_ids.numel(), self.tokens_per_batch)
         return self._cut(window, rows)
 
