@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_shards.corpora import open_corpus, without
 from data_shards.errors import UserError
-from data_shards.reader import CorpusDataset
 from encoder.embed import embed_texts
 from encoder.model import Encoder
 from encoder.snapshot import load_encoder, snapshot_hash
@@ -56,7 +56,9 @@ class Searcher:
                 f"({made.snapshot['hash']}); give that model, or embed and index anew"
             )
         self._encoder = encoder or load_encoder(model)
-        self._corpus = CorpusDataset(corpus or Path(made.corpus["path"]))
+        self._dim = None if made.dim == self._encoder.dim else made.dim
+        whole = open_corpus(corpus or made.corpus["path"])
+        self._corpus = without(whole, made.corpus.get("left_out", []))
         if self._corpus.dataset_id != made.corpus["dataset_id"]:
             raise UserError(
                 f"{self._corpus.location} is not the corpus that {index_root} was made from "
@@ -86,7 +88,7 @@ class Searcher:
             raise UserError(f"k is {k}, wanted at least 1")
         if blank := [text for text in texts if not text.strip()]:
             raise UserError(f"cannot search for {blank[0]!r}; give some words")
-        vectors = embed_texts(self._encoder, texts, side="query")
+        vectors = embed_texts(self._encoder, texts, side="query", dim=self._dim)
         found = self.index.search(vectors, min(k, self.index.manifest.ntotal))
         answers = []
         for rows, scores in zip(found.rows, found.scores, strict=True):
