@@ -34,14 +34,14 @@ class Searcher:
     """
 
     def __init__(
-        self, index_root: Path, model: Path, corpus: Path | None = None, *, encoder: Encoder | None = None
+        self, index_root: Path, model: Path, corpus: Path | str | None = None, *, encoder: Encoder | None = None
     ) -> None:
         """Open the current index version, the encoder and the corpus, and see that they belong together.
 
         Args:
             index_root: folder of the index versions.
             model: the snapshot that embedded the corpus.
-            corpus: by default where it was when it was embedded.
+            corpus: folder or URL; by default where it was when it was embedded.
             encoder: what `model` holds, where it is loaded already.
 
         Raises:

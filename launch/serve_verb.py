@@ -22,7 +22,7 @@ class Serve:
     """Folder made by `dipole index build`."""
     model: Path
     """The snapshot that embedded the corpus."""
-    corpus: Path | None = None
+    corpus: str | None = None
     """The corpus, where it has moved since."""
     host: str = "127.0.0.1"
     """Where to listen; 0.0.0.0 is for everybody who can reach this machine."""

@@ -34,7 +34,8 @@ def search_page(searcher: Searcher, *, needs_token: bool, most: int) -> tuple[st
 
 def page_headers(nonce: str) -> dict[str, str]:
     """Return the headers that keep anything else from running in the page, or the page from being framed."""
-    policy = f"default-src 'none'; img-src data:; connect-src 'self'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'"
+    own = f"connect-src 'self'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'"
+    policy = f"default-src 'none'; img-src data:; {own}"
     return {
         "Content-Security-Policy": f"{policy}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
         "X-Content-Type-Options": "nosniff",
