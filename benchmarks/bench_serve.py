@@ -2,8 +2,8 @@
 
     python -m benchmarks.bench_serve --data BEIR_DIR [--model NAME_OR_PATH] [--seconds 8] [--connections 1 4 16 64]
 
-The server is a process of its own, the client is wrk with one thread: on few cores they share them. Queries are the data's
-own, in turn. Without --model an untrained 2 x 128 encoder stands in: the same work, without the sense.
+The server is a process of its own, the client is wrk with one thread: on few cores they share them. Queries are the
+data's own, in turn. Without --model an untrained 2 x 128 encoder stands in: the same work, without the sense.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ def load(url: str, folder: Path, connections: int, seconds: int) -> dict[str, An
     for errors in re.findall(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text):
         failed += sum(map(int, errors))
     requests, per_s = re.search(r"(\d+) requests in", text), re.search(r"Requests/sec: +([\d.]+)", text)
-    assert requests and per_s, text
+    assert requests is not None, text
+    assert per_s is not None, text
     return {**latency, "per_s": float(per_s[1]), "requests": int(requests[1]), "failed": failed}
 
 
