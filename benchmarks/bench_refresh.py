@@ -26,7 +26,7 @@ from data_shards.beir import BeirFolder
 from data_shards.reader import PairDataset
 from data_shards.samples import Passage
 from data_shards.writer import ShardWriter
-from index_build.index import IndexConfig
+from index_build.index_config import IndexConfig
 from index_build.mine import KnownPositives, MiningConfig, mine
 from index_build.ray_pool import EmbedPool
 

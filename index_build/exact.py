@@ -24,14 +24,14 @@ class Neighbours(NamedTuple):
     """[Q, K]: row numbers; -1 where there is no neighbour."""
 
 
-def exact_search(queries: Float32s, blocks: Iterable[tuple[int, Float32s]], k: int) -> Neighbours:
+def exact_search(queries: Float32s, blocks: Iterable[tuple[int | Int64s, Float32s]], k: int) -> Neighbours:
     """Return the k rows of largest inner product with each query.
 
     Memory is that of one block and of Q·K results, whatever the number of rows.
 
     Args:
         queries: [Q, D].
-        blocks: (number of the block's first row, [N, D]), as `EmbeddingSet.blocks` yields them.
+        blocks: (number of the block's first row, or the number of each in rising order; [N, D]).
         k: neighbours wanted; fewer rows than that leave -1.
     """
     queries_QD = np.ascontiguousarray(queries, dtype=np.float32)
@@ -43,7 +43,8 @@ def exact_search(queries: Float32s, blocks: Iterable[tuple[int, Float32s]], k: i
             min(k, len(block_ND)),
             metric=faiss.METRIC_INNER_PRODUCT,
         )
-        best = merge(best, Neighbours(scores, rows.astype(np.int64) + first), k)
+        numbers = first[rows] if isinstance(first, np.ndarray) else rows.astype(np.int64) + first
+        best = merge(best, Neighbours(scores, numbers), k)
     return widen(best, k)
 
 

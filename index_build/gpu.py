@@ -1,4 +1,4 @@
-"""Searching on GPUs. No test reaches this without one: what it decides is tested, the search itself is not.
+"""Searching and training on GPUs. Without one no test reaches this: what is decided is tested, the work is not.
 
 Where there is a GPU it is used, or somebody is told why not: a search that falls back to the CPU by itself would
 make a refresh ten times as long and say nothing.
@@ -78,6 +78,31 @@ def to_gpus(index: faiss.Index, gpus: int, layout: Layout) -> faiss.Index:
             f"the index does not go onto {gpus} GPUs: {str(error).strip().splitlines()[-1]}; "
             'set index.gpu_layout = "shard", or index.device = "cpu"'
         ) from error
+
+
+def train_on_gpus(index: faiss.Index, device: Device) -> bool:
+    """Let the k-means of an index that is about to be trained run on GPUs, where FAISS can use some.
+
+    It is by far the longest part of training, and gives lists of the same kind. cuVS does it where the wheel has it.
+
+    Returns:
+        Whether it will.
+
+    Raises:
+        UserError: GPUs were asked for and FAISS has none.
+    """
+    gpus = _faiss_gpus() if device != "cpu" else 0
+    if device == "gpu" and not gpus:
+        gpus = gpus_to_use(device)
+    lists = faiss.try_extract_index_ivf(index)
+    if not gpus or lists is None:
+        return False
+    options: Any = faiss.GpuMultipleClonerOptions()
+    if "CUVS" in faiss.get_compile_options() and hasattr(options, "use_cuvs"):
+        options.use_cuvs = True
+    flat = faiss.IndexFlatIP if lists.metric_type == faiss.METRIC_INNER_PRODUCT else faiss.IndexFlatL2
+    lists.clustering_index = faiss.index_cpu_to_all_gpus(flat(lists.d), co=options, ngpu=gpus)
+    return True
 
 
 def _faiss_gpus() -> int:

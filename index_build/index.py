@@ -3,80 +3,47 @@
 from __future__ import annotations
 
 import logging
-import math
-import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.atomic import atomic_dir, sha256_file, write_json
-from data_shards.errors import UserError
-from data_shards.permutation import permute, round_keys
+from data_shards.atomic import atomic_dir, sha256_file
+from data_shards.npy import npy_bytes
+from index_build.calibration import Calibration, calibrate
 from index_build.embedding_set import EmbeddingSet
-from index_build.exact import Neighbours
-from index_build.gpu import Device, Layout
+from index_build.index_choice import budget_bytes, choose
+from index_build.index_config import IndexConfig
+from index_build.index_fill import Filling, Progress, Workers, drop_work, fill, room_on, sampled_rows
+from index_build.index_manifest import IndexManifest, write_manifest
+from index_build.index_rows import IndexedRows, gather, write_ids
 from index_build.index_version import (
     IDS_NAME,
     INDEX_NAME,
-    MANIFEST_NAME,
-    IndexManifest,
-    faiss_search,
+    LIST_SIZES_NAME,
+    LISTS_NAME,
+    QUERIES_NAME,
     make_current,
-    set_search_parameters,
+    next_version,
+    one_writer,
     version_dir,
-    write_ids,
 )
-from index_build.recall import RecallProbe, Search, summarise
+from index_build.index_wear import SAMPLE_ROWS, wear_of
+from index_build.recall import RecallProbe
+from index_build.slot_search import SlotSearch
+from index_build.slots import SLOTS_NAME, Slots
+
+__all__ = ["IndexConfig", "build_index"]  # the config is part of the call
 
 _log = logging.getLogger(__name__)
 
 Float32s = NDArray[np.float32]
-Int64s = NDArray[np.int64]
-
-_MIN_ROWS_PER_LIST = 39  # fewer, and FAISS's k-means warns that its centroids mean little
-_LATENCY_QUERIES = 100
-_CPP_PLACE = re.compile(r"^Error in .*\.(cpp|h):\d+: (Error: )?")
-
-
-@dataclass(frozen=True, kw_only=True)
-class IndexConfig:
-    """How an index is built."""
-
-    factory: str = "auto"
-    """FAISS factory string. `auto`: exact (`Flat`) up to `flat_up_to` rows, then `IVF…,SQfp16`: see `auto_factory`"""
-    flat_up_to: int = 5_000
-    """Largest corpus that `auto` searches exactly."""
-    wanted_recall: float = 0.95
-    """The cheapest search parameters that reach it are chosen."""
-    recall_k: int = 10
-    """Neighbours at which recall is measured."""
-    recall_queries: int = 1_000
-    """Most queries used: half of them choose the search parameters, the other half measure."""
-    train_rows_per_list: int = 64
-    """Sampled vectors for each list that k-means is trained on; at least 10,000 in all where there are so many."""
-    device: Device = "auto"
-    """Where mining searches: `auto` takes the GPUs if there are any. Building and measuring are done on the CPU."""
-    gpu_layout: Layout = "replicate"
-    """On several GPUs: the whole index on each, or `shard`: a part of it."""
-    seed: int = 0
-    """Of the samples."""
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        if not 0 < self.wanted_recall <= 1:
-            raise UserError(f"index.wanted_recall is {self.wanted_recall}, wanted above 0 and at most 1")
-        if self.recall_k < 1 or self.recall_queries < 2 or self.train_rows_per_list < 1:
-            raise UserError("index.recall_k and train_rows_per_list must be at least 1, recall_queries at least 2")
-        if "IDMap" in self.factory:
-            raise UserError(
-                f"index.factory {self.factory!r}: rows number themselves, and an ID map over IVF mixes ids up; "
-                "leave IDMap out"
-            )
+Report = Callable[[IndexManifest, Path], None]
 
 
 def build_index(
@@ -84,9 +51,15 @@ def build_index(
     root: Path,
     config: IndexConfig,
     queries: Float32s | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
+    *,
+    workers: Workers | None = None,
+    report: Report | None = None,
 ) -> IndexManifest:
     """Build the next version of an index and make it current.
+
+    A build that is killed leaves its trained index and its finished chunks; the next one over the same vectors, with
+    the same config, goes on from there.
 
     Args:
         vectors: what to index; every file is verified first.
@@ -95,147 +68,145 @@ def build_index(
         queries: [Q, dim] to choose search parameters and to measure recall with; without them, sampled rows of
             the corpus stand in, each left out of its own result.
         progress: called with (vectors added, vectors in all).
+        workers: who adds the vectors; by default this process.
+        report: given the manifest and the folder before they are published, to put a page beside them.
 
     Returns:
         The manifest of the new version.
 
     Raises:
-        UserError: the set is damaged, or FAISS cannot build this factory on it.
+        UserError: the set is damaged, FAISS cannot build this factory on it, it does not fit, or a disk is full.
     """
     vectors.verify()
-    factory = auto_factory(vectors.rows, config) if config.factory == "auto" else config.factory
-    version = next_version(root)
-    with atomic_dir(version_dir(root, version)) as folder:
-        index, training = _fill(vectors, factory, config, progress)
-        probe, queries_from = _probe(vectors, config, queries)
-        # Two halves: queries that chose the search parameters would measure too well.
-        search = _tune(index, probe.every_second(0), config)
-        measure = probe.every_second(1)
-        recall = summarise(measure.hits(_search_of(index)), config.recall_k, queries_from)
-        faiss.write_index(index, str(folder / INDEX_NAME))
-        write_ids(folder / IDS_NAME, vectors.ids)
-        manifest = IndexManifest(
-            version=version,
-            factory=factory,
-            metric="inner_product",
-            dim=vectors.dim,
-            ntotal=index.ntotal,
-            search=search,
-            recall=recall,
-            latency_ms=_latency_ms(index, measure.queries, config.recall_k),
-            training=training,
-            embedding_set={"path": str(vectors.folder.absolute()), "hash": vectors.hash},
-            snapshot=vectors.snapshot,
-            corpus=vectors.corpus,
-            versions={"faiss": faiss.__version__, "numpy": np.__version__},
-            files={name: sha256_file(folder / name) for name in (INDEX_NAME, IDS_NAME)},
-        )
-        write_json(folder / MANIFEST_NAME, manifest.to_dict())
-    make_current(root, version)
-    if recall.value < config.wanted_recall:
-        _log.warning(
-            "%s reaches recall@%d %.3f, wanted %.3f; a finer factory (SQfp16, Flat) would",
-            *(factory, recall.k, recall.value, config.wanted_recall),
-        )
+    budget = budget_bytes(config)
+    choice = choose(vectors.rows, vectors.dim, config, budget)
+    _log.info("%s", choice.why)
+    job = Filling(
+        vectors=vectors,
+        choice=choice,
+        config=config,
+        budget=budget,
+        workers=workers or Workers(),
+        progress=progress,
+    )
+    seconds: dict[str, float] = {}
+    root.mkdir(parents=True, exist_ok=True)
+    with one_writer(root), room_on(root):
+        version = next_version(root)
+        with atomic_dir(version_dir(root, version)) as folder:
+            with timed(seconds, "fill"):
+                index, training = fill(job, root / f".work-{job.key()}", folder)
+            with timed(seconds, "calibrate"):
+                probe, queries_from = prepare_probe(vectors, config, queries)
+                searched = SlotSearch(index)
+                found = calibrate(searched, probe, config.wanted_recall, queries_from)
+            sample = gather(vectors, sampled_rows(vectors, SAMPLE_ROWS, config.seed, "wear"))
+            slots = Slots.fresh(vectors.rows)
+            with timed(seconds, "write"):
+                files = write_files(folder, index, vectors, slots, queries if queries_from == "given" else None)
+            manifest = replace(
+                made_of(vectors, found, config.wanted_recall),
+                version=version,
+                factory=choice.factory,
+                ntotal=vectors.rows,
+                training=training,
+                files=files,
+                choice=choice.why,
+                on_disk=choice.on_disk,
+                wear=wear_of(index, slots, {}, sample, 0),
+                seconds=seconds,
+            )
+            publish_into(folder, manifest, report)
+        make_current(root, version)
+        drop_work(root)
+    warn(manifest)
     return manifest
 
 
-def auto_factory(rows: int, config: IndexConfig) -> str:
-    """Choose a factory by the corpus's size.
+def prepare_probe(
+    vectors: EmbeddingSet, config: IndexConfig, queries: Float32s | None, rows: IndexedRows | None = None
+) -> tuple[RecallProbe, str]:
+    """Choose the queries, spread evenly over those given, and find their true neighbours.
 
-    Up to `flat_up_to` rows the exact search is quick and needs no tuning. Above, lists about twice the square root
-    of the rows in number, a power of two, balance finding the lists against scanning them, and never get so many
-    that k-means would see too few rows for each. Their codes are float16, as the embedding set is: nothing is lost,
-    so enough probes reach any recall. (8-bit codes halve the memory, and on a barely trained encoder, whose vectors
-    lie close together, stopped at recall@10 0.92.)
+    Args:
+        vectors: the embedding set.
+        config: how many, and to how many neighbours.
+        queries: [Q, dim] that were given.
+        rows: those of the set that the index holds; by default all.
     """
-    if rows <= config.flat_up_to:
-        return "Flat"
-    lists: int = 2 ** round(math.log2(2 * math.sqrt(rows)))
-    while lists > 1 and rows < lists * _MIN_ROWS_PER_LIST:
-        lists //= 2
-    return f"IVF{lists},SQfp16"
-
-
-def sampled_rows(vectors: EmbeddingSet, wanted: int, seed: int, purpose: str) -> Int64s:
-    """Return distinct row numbers, sorted: a sample without replacement that depends on the arguments alone."""
-    size = min(wanted, vectors.rows)
-    return np.sort(permute(np.arange(size), vectors.rows, round_keys(f"{vectors.hash} {purpose}\n{seed}")))
-
-
-def next_version(root: Path) -> int:
-    """Return the number after the highest that was ever given, whole or not."""
-    numbers = [int(place.name[1:]) for place in root.glob("v*") if place.name[1:].isdigit()]
-    return max(numbers, default=0) + 1
-
-
-def _fill(
-    vectors: EmbeddingSet, factory: str, config: IndexConfig, progress: Callable[[int, int], None] | None
-) -> tuple[faiss.Index, dict[str, int]]:
-    """Train and fill an index.
-
-    Rows are added in order, so FAISS's own ids are row numbers, whatever the factory.
-    """
-    training: dict[str, int] = {}
-    try:
-        index = faiss.index_factory(vectors.dim, factory, faiss.METRIC_INNER_PRODUCT)
-        if not index.is_trained:
-            wanted = max(config.train_rows_per_list * _lists(index), 10_000)
-            sample = sampled_rows(vectors, wanted, config.seed, "training")
-            index.train(vectors.gather(sample))
-            training = {"rows": len(sample), "seed": config.seed}
-    except RuntimeError as error:  # FAISS's only exception; it names C++ source before the reason
-        reason = _CPP_PLACE.sub("", str(error).strip().splitlines()[0])
-        raise UserError(
-            f"index.factory {factory!r} cannot be built on {vectors.rows} vectors of {vectors.dim}: {reason}"
-        ) from error
-    for _, block in vectors.blocks():
-        index.add(block)
-        if progress:
-            progress(index.ntotal, vectors.rows)
-    return index, training
-
-
-def _lists(index: faiss.Index) -> int:
-    inverted = faiss.try_extract_index_ivf(index)
-    return int(inverted.nlist) if inverted is not None else 0
-
-
-def _probe(vectors: EmbeddingSet, config: IndexConfig, queries: Float32s | None) -> tuple[RecallProbe, str]:
-    """Choose the queries, spread evenly over those given, and find their true neighbours."""
+    held = rows or IndexedRows(vectors)
     if queries is not None and len(queries) >= 2:
         used = np.linspace(0, len(queries) - 1, min(len(queries), config.recall_queries)).astype(np.int64)
-        return RecallProbe.prepare(vectors, queries[used], config.recall_k), "given"
-    rows = sampled_rows(vectors, config.recall_queries, config.seed, "recall")
-    probe = RecallProbe.prepare(vectors, vectors.gather(rows), config.recall_k, rows)
+        return RecallProbe.prepare(held, queries[used], config.recall_k), "given"
+    chosen = held.sample(sampled_rows(vectors, config.recall_queries, config.seed, "recall", held.rows))
+    probe = RecallProbe.prepare(held, held.gather(chosen), config.recall_k, chosen)
     return probe, "corpus rows, each without itself"
 
 
-def _search_of(index: faiss.Index) -> Search:
-    def search(queries: Float32s, k: int) -> Neighbours:
-        return faiss_search(index, queries, k)
+def write_files(
+    folder: Path, index: faiss.Index, vectors: EmbeddingSet, slots: Slots, queries: Float32s | None
+) -> dict[str, str]:
+    """Write a version's files, the lists on disk being there already; return their checksums."""
+    names = [INDEX_NAME, IDS_NAME]
+    if (folder / LISTS_NAME).exists():
+        names += [LISTS_NAME, LIST_SIZES_NAME]
+    else:
+        faiss.write_index(index, str(folder / INDEX_NAME))
+    write_ids(folder / IDS_NAME, vectors)
+    if not (len(slots) == vectors.rows and slots.fresh_order):
+        slots.write(folder)
+        names.append(SLOTS_NAME)
+    if queries is not None:
+        (folder / QUERIES_NAME).write_bytes(npy_bytes(queries))
+        names.append(QUERIES_NAME)
+    return {name: sha256_file(folder / name) for name in names}
 
-    return search
+
+def made_of(vectors: EmbeddingSet, found: Calibration, wanted: float) -> IndexManifest:
+    """Return a manifest of what was measured and what it was measured on; the version itself is left open."""
+    return IndexManifest(
+        version=0,
+        factory="",
+        metric="inner_product",
+        dim=vectors.dim,
+        ntotal=0,
+        search=found.chosen.search,
+        recall=found.chosen.recall,
+        latency_ms=found.chosen.latency_ms,
+        training={},
+        embedding_set={"path": str(vectors.folder.absolute()), "hash": vectors.hash},
+        snapshot=vectors.snapshot,
+        corpus=vectors.corpus,
+        versions={"faiss": faiss.__version__, "numpy": np.__version__},
+        files={},
+        wanted_recall=wanted,
+        queries_per_s=found.chosen.queries_per_s,
+        curve=[point.row() for point in found.curve],
+    )
 
 
-def _tune(index: faiss.Index, probe: RecallProbe, config: IndexConfig) -> dict[str, int]:
-    """Set the smallest power of two as nprobe that reaches the wanted recall; without one, all lists."""
-    lists = _lists(index)
-    if lists == 0:
-        return {}
-    nprobe = 1
-    set_search_parameters(index, {"nprobe": nprobe})
-    while nprobe < lists and probe.hits(_search_of(index)).mean() < config.wanted_recall:
-        nprobe = min(2 * nprobe, lists)
-        set_search_parameters(index, {"nprobe": nprobe})
-    return {"nprobe": nprobe}
+def publish_into(folder: Path, manifest: IndexManifest, report: Report | None) -> None:
+    """Write what makes a folder a version; its manifest comes last."""
+    if report is not None:
+        report(manifest, folder)
+    write_manifest(folder, manifest)
 
 
-def _latency_ms(index: faiss.Index, queries: Float32s, k: int) -> dict[str, float]:
-    times = []
-    for query in queries[:_LATENCY_QUERIES]:
-        begin = time.perf_counter()
-        index.search(query[None], k)
-        times.append(1e3 * (time.perf_counter() - begin))
-    median, p95 = (float(np.percentile(times, q)) if times else 0.0 for q in (50, 95))
-    return {"median": round(median, 4), "p95": round(p95, 4), "threads": faiss.omp_get_max_threads()}
+def warn(manifest: IndexManifest) -> None:
+    """Tell a person what falls short."""
+    recall = manifest.recall
+    if recall.value < manifest.wanted_recall:
+        _log.warning(
+            "%s reaches recall@%d %.3f, wanted %.3f; a finer factory (SQfp16, Flat) would",
+            *(manifest.factory, recall.k, recall.value, manifest.wanted_recall),
+        )
+    if manifest.rebuild_due:
+        _log.warning("a rebuild is due: %s; run `dipole index build`", manifest.rebuild_due)
+
+
+@contextmanager
+def timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    """Note what a step takes."""
+    begin = time.perf_counter()
+    yield
+    seconds[step] = round(seconds.get(step, 0.0) + time.perf_counter() - begin, 3)

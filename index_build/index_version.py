@@ -1,8 +1,12 @@
 """Index versions on disk: written whole, numbered, one of them current.
 
-ROOT/v000001/index.faiss      the FAISS index; its ids are row numbers of the embedding set
-ROOT/v000001/ids.parquet      passage id of each row
-ROOT/v000001/manifest.json    how it was built, measured recall, checksums
+ROOT/v000001/index.faiss      the FAISS index; its ids are slots: see `slots`
+ROOT/v000001/lists.ivfdata    its inverted lists, where they stay on disk; `index.faiss` is empty then
+ROOT/v000001/lists.npy        how many rows each of these lists has
+ROOT/v000001/slots.npy        the row of each slot, where slots are not rows
+ROOT/v000001/ids.parquet      passage id of each row, and hashes of id and content
+ROOT/v000001/queries.npy      the queries that recall was measured with, where they were given
+ROOT/v000001/manifest.json    how it was built, measured recall, checksums, its own included
 ROOT/CURRENT                  the name of the version that is searched, swapped atomically
 
 A version is never changed once it is there; going back to one is a swap of `CURRENT`.
@@ -11,29 +15,34 @@ A version is never changed once it is there; going back to one is a swap of `CUR
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data_shards.atomic import atomic_path, read_json, sha256_file
+from data_shards.atomic import atomic_path, sha256_file
 from data_shards.errors import UserError
+from data_shards.file_lock import locked
 from index_build.exact import Neighbours
+from index_build.faiss_shape import inverted, reason
 from index_build.gpu import Layout, to_gpus
-from index_build.recall import Recall
+from index_build.index_manifest import MANIFEST_NAME, IndexManifest, read_manifest
+from index_build.slot_search import SlotSearch
+from index_build.slots import SLOTS_NAME, Slots
 
-MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.faiss"
+LISTS_NAME = "lists.ivfdata"
+LIST_SIZES_NAME = "lists.npy"
 IDS_NAME = "ids.parquet"
+QUERIES_NAME = "queries.npy"
 CURRENT_NAME = "CURRENT"
-SCHEMA_VERSION = 1
+LOCK_NAME = ".lock"
 
 _VERSION_NAME = re.compile(r"v(\d{6,})")
 
@@ -41,108 +50,159 @@ Float32s = NDArray[np.float32]
 Int64s = NDArray[np.int64]
 
 
-@dataclass(frozen=True, kw_only=True)
-class IndexManifest:
-    """What an index version is, and how good."""
-
-    version: int
-    """Counted from 1."""
-    factory: str
-    """FAISS factory string."""
-    metric: str
-    """`inner_product`; of vectors of length 1 it is the cosine."""
-    dim: int
-    """Length of a vector."""
-    ntotal: int
-    """Vectors in the index."""
-    search: dict[str, int]
-    """Search parameters, `nprobe` where the index has lists; set when the index is opened."""
-    recall: Recall
-    """Measured against exact search; in the file under `recall@K`."""
-    latency_ms: dict[str, float]
-    """Of one query at a time: `median`, `p95`, and the `threads` that searched."""
-    training: dict[str, int]
-    """Sampled `rows` and the `seed` of the sample; empty for an index that is not trained."""
-    embedding_set: dict[str, str]
-    """`path` and `hash` of the vectors."""
-    snapshot: dict[str, str]
-    """`path` and `hash` of the encoder that made them."""
-    corpus: dict[str, str]
-    """`path` and `dataset_id` of the passages."""
-    versions: dict[str, str]
-    """Of the libraries."""
-    files: dict[str, str]
-    """Hex SHA-256 by file name."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        row = asdict(self)
-        recall = row.pop("recall")
-        return {"schema_version": SCHEMA_VERSION, **row, f"recall@{recall.pop('k')}": recall}
-
-    @classmethod
-    def from_dict(cls, row: dict[str, Any]) -> IndexManifest:
-        """Read the JSON form.
-
-        Raises:
-            TypeError, KeyError, ValueError: it is none, or carries no measured recall.
-        """
-        fields = dict(row)
-        if fields.pop("schema_version") != SCHEMA_VERSION:
-            raise ValueError(f"schema version {row['schema_version']}, this dipole reads {SCHEMA_VERSION}")
-        measured = [name for name in fields if name.startswith("recall@")]
-        if len(measured) != 1:
-            raise ValueError("it carries no measured recall")
-        recall = Recall(k=int(measured[0].removeprefix("recall@")), **fields.pop(measured[0]))
-        return cls(recall=recall, **fields)
-
-
 class OpenIndex:
     """One index version, verified and ready to search."""
 
-    def __init__(self, folder: Path, manifest: IndexManifest, index: faiss.Index) -> None:
+    def __init__(self, folder: Path, manifest: IndexManifest, searched: SlotSearch) -> None:
         """Take over a verified index; use `open_index`."""
         self.folder = folder
         self.manifest = manifest
-        self._index = index
+        self._searched = searched
 
     def search(self, vectors: Float32s, k: int) -> Neighbours:
         """Return the k nearest rows of each vector.
 
         Returns:
-            Scores and rows [Q, k]; row -1 (score -inf) where the index gives fewer than k.
+            Scores and rows [Q, k]: rows of the embedding set that `ids` names; row -1 (score -inf) where the index
+            gives fewer than k. A deleted passage is never among them.
         """
-        return faiss_search(self._index, vectors, k)
+        return self._searched.search(vectors, k)
 
     def on_gpus(self, gpus: int, layout: Layout) -> OpenIndex:
-        """Return the index on so many GPUs; with none, itself. See `to_gpus`."""
-        return OpenIndex(self.folder, self.manifest, to_gpus(self._index, gpus, layout)) if gpus else self
+        """Return the index on so many GPUs; with none, itself. See `to_gpus`.
+
+        Raises:
+            UserError: rows were deleted from it, which a GPU would find.
+        """
+        if not gpus:
+            return self
+        if self.slots.dead:
+            raise UserError(f"{self.folder} has deleted rows, which a search on a GPU would find; build it anew")
+        return OpenIndex(
+            self.folder, self.manifest, SlotSearch(to_gpus(self._searched.index, gpus, layout), self.slots)
+        )
+
+    @property
+    def index(self) -> faiss.Index:
+        """The FAISS index; its ids are slots."""
+        return self._searched.index
+
+    @property
+    def slots(self) -> Slots:
+        """What its slots hold."""
+        return self._searched.slots or Slots.fresh(self.manifest.ntotal)
+
+    @property
+    def searched(self) -> SlotSearch:
+        """The index as it is searched; its parameters can be set."""
+        return self._searched
 
     @cached_property
     def ids(self) -> list[str]:
-        """Passage ids by row; all of them in memory."""
-        ids: list[str] = pq.read_table(self.folder / IDS_NAME).column("id").to_pylist()
+        """Passage ids by row; all of them in memory. See `ids_of` for some."""
+        ids: list[str] = pq.read_table(self.folder / IDS_NAME, columns=["id"]).column("id").to_pylist()
         return ids
 
 
-def faiss_search(index: faiss.Index, vectors: Float32s, k: int) -> Neighbours:
-    """Search a FAISS index; missing neighbours come out as row -1 with score -inf."""
-    if vectors.shape[1] != index.d:
-        raise UserError(f"the index holds vectors of {index.d} dimensions, the query has {vectors.shape[1]}")
-    scores, rows = index.search(np.ascontiguousarray(vectors, dtype=np.float32), k)
-    return Neighbours(np.where(rows < 0, -np.inf, scores).astype(np.float32), rows.astype(np.int64))
+def open_index(root: Path, version: int | None = None) -> OpenIndex:
+    """Open an index version, the current one by default, after its checksums matched.
+
+    Raises:
+        UserError: there is no such version, or a file is damaged.
+    """
+    version = current_version(root) if version is None else version
+    folder = version_dir(root, version)
+    manifest = load_manifest(root, version)
+    verify_files(folder, manifest)
+    index = read_faiss(folder)
+    slots = Slots.read(folder, index.ntotal) if SLOTS_NAME in manifest.files else None
+    if index.d != manifest.dim or (slots is None and index.ntotal != manifest.ntotal):
+        raise UserError(f"{folder} holds {index.ntotal} vectors of {index.d}, its manifest says otherwise; roll back")
+    searched = SlotSearch(index, slots)
+    searched.set(manifest.search)
+    return OpenIndex(folder, manifest, searched)
 
 
-def set_search_parameters(index: faiss.Index, parameters: dict[str, int]) -> None:
-    """Set search parameters, `nprobe` for one, on an index of any nesting."""
-    for name, value in parameters.items():
-        faiss.ParameterSpace().set_index_parameter(index, name, value)
+def verify_files(folder: Path, manifest: IndexManifest) -> None:
+    """Compare every file of a version with its checksum.
+
+    Raises:
+        UserError: one is missing or damaged.
+    """
+    if missing := {INDEX_NAME, IDS_NAME} - set(manifest.files):
+        raise UserError(f"{folder / MANIFEST_NAME} names no {min(missing)}; build the index again")
+    for name, wanted in manifest.files.items():
+        path = folder / name
+        found = sha256_file(path) if path.is_file() and path.parent == folder else "missing"
+        if found != wanted:
+            raise UserError(
+                f"{path} is damaged: sha256 {found}, its manifest says {wanted}; "
+                "roll back to another version or build the index again"
+            )
+
+
+def read_faiss(folder: Path) -> faiss.Index:
+    """Read the FAISS index of a version whose files were verified; lists on disk stay there.
+
+    Raises:
+        UserError: FAISS cannot read it.
+    """
+    try:
+        index = faiss.read_index(str(folder / INDEX_NAME))
+    except RuntimeError as error:
+        raise UserError(f"{folder / INDEX_NAME} cannot be read: {reason(error)}; build the index again") from error
+    if (folder / LISTS_NAME).exists():
+        _attach_lists(index, folder)
+    return index
+
+
+def _attach_lists(index: faiss.Index, folder: Path) -> None:
+    """Let an empty index read its lists from their file.
+
+    FAISS could keep the file's name itself, but finds a folder that has moved only by a flag that prints to stdout.
+    """
+    lists, path = inverted(index), folder / LISTS_NAME
+    sizes = np.load(folder / LIST_SIZES_NAME, allow_pickle=False)
+    if lists is None or sizes.shape != (lists.nlist,):
+        raise UserError(f"{folder} has {sizes.shape} lists on disk, its index wants others; build the index again")
+    total = int(sizes.sum()) * (int(lists.code_size) + 8)
+    if path.stat().st_size != total:
+        raise UserError(f"{path} has {path.stat().st_size} bytes, wanted {total}; build the index again")
+    if not total:
+        return
+    on_disk: Any = faiss.OnDiskInvertedLists(lists.nlist, lists.code_size, str(path))
+    on_disk.set_all_lists_sizes(faiss.swig_ptr(sizes.astype(np.uint64)))
+    on_disk.totsize = total
+    on_disk.read_only = True
+    on_disk.do_mmap()
+    lists.replace_invlists(on_disk, True)
+    on_disk.this.disown()
+    lists.ntotal = index.ntotal = int(sizes.sum())
+
+
+@contextmanager
+def one_writer(root: Path) -> Iterator[None]:
+    """Keep others from writing a version of this index while the block runs.
+
+    Raises:
+        UserError: somebody is at it.
+    """
+    with locked(root / LOCK_NAME, wait=False) as got:
+        if not got:
+            raise UserError(f"another process is writing a version of {root}; wait until it is done")
+        yield
 
 
 def list_versions(root: Path) -> list[int]:
     """Return the numbers of all whole versions, oldest first."""
     names = (_VERSION_NAME.fullmatch(place.parent.name) for place in root.glob(f"v*/{MANIFEST_NAME}"))
     return sorted(int(name[1]) for name in names if name)
+
+
+def next_version(root: Path) -> int:
+    """Return the number after the highest that was ever given, whole or not."""
+    numbers = [int(place.name[1:]) for place in root.glob("v*") if place.name[1:].isdigit()]
+    return max(numbers, default=0) + 1
 
 
 def current_version(root: Path) -> int:
@@ -176,54 +236,9 @@ def rollback(root: Path, version: int) -> IndexManifest:
         UserError: there is no such version, or it is damaged.
     """
     opened = open_index(root, version)
-    make_current(root, version)
+    with one_writer(root):
+        make_current(root, version)
     return opened.manifest
-
-
-def open_index(root: Path, version: int | None = None) -> OpenIndex:
-    """Open an index version, the current one by default, after its checksums matched.
-
-    Raises:
-        UserError: there is no such version, or a file is damaged.
-    """
-    version = current_version(root) if version is None else version
-    folder = version_dir(root, version)
-    manifest = load_manifest(root, version)
-    for name in (INDEX_NAME, IDS_NAME):
-        path = folder / name
-        found = sha256_file(path) if path.is_file() else "missing"
-        if found != manifest.files.get(name):
-            raise UserError(
-                f"{path} is damaged: sha256 {found}, its manifest says {manifest.files.get(name)}; "
-                "roll back to another version or build the index again"
-            )
-    index = faiss.read_index(str(folder / INDEX_NAME))
-    set_search_parameters(index, manifest.search)
-    return OpenIndex(folder, manifest, index)
-
-
-def check_index(root: Path) -> dict[str, Any]:
-    """Verify every version: checksums, number of vectors and ids, measured recall.
-
-    Returns:
-        `current`, and each version's factory, ntotal and recall.
-
-    Raises:
-        UserError: a version is damaged; the message says what.
-    """
-    report: dict[str, Any] = {"current": current_version(root), "versions": {}}
-    for version in list_versions(root):
-        opened = open_index(root, version)
-        manifest = opened.manifest
-        sizes = {"index": opened._index.ntotal, "ids": len(opened.ids), "different ids": len(set(opened.ids))}
-        if set(sizes.values()) != {manifest.ntotal}:
-            raise UserError(f"{opened.folder} should hold {manifest.ntotal} passages, came {sizes}; build it again")
-        report["versions"][version] = {
-            "factory": manifest.factory,
-            "ntotal": manifest.ntotal,
-            f"recall@{manifest.recall.k}": manifest.recall.value,
-        }
-    return report
 
 
 def load_manifest(root: Path, version: int) -> IndexManifest:
@@ -232,21 +247,13 @@ def load_manifest(root: Path, version: int) -> IndexManifest:
     Raises:
         UserError: there is no such version, or the manifest is damaged.
     """
-    path = version_dir(root, version) / MANIFEST_NAME
-    if not path.is_file():
+    folder = version_dir(root, version)
+    if not (folder / MANIFEST_NAME).is_file():
         known = ", ".join(str(number) for number in list_versions(root)) or "none"
         raise UserError(f"{root} has no index version {version}; there are: {known}")
-    try:
-        return IndexManifest.from_dict(read_json(path))
-    except (TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is no index manifest ({error}); build the index again") from None
+    return read_manifest(folder)
 
 
 def version_dir(root: Path, version: int) -> Path:
     """Return the folder of a version."""
     return root / f"v{version:06d}"
-
-
-def write_ids(path: Path, ids: Iterable[str]) -> None:
-    """Write the passage id of each row."""
-    pq.write_table(pa.table({"id": pa.array(ids, pa.string())}), path, compression="zstd")

@@ -27,7 +27,7 @@ from data_shards.samples import Pair
 from index_build.candidates import Block
 from index_build.drawing import Taker, query_keys
 from index_build.filters import Float32s, Int64s
-from index_build.index import IndexConfig
+from index_build.index_config import IndexConfig
 from index_build.known_positives import KnownPositives
 from index_build.mining_config import MiningConfig
 from index_build.mining_parts import BLOCK_QUERIES, Parts, Preparing, Stretch

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from index_build.embedding_set import EmbeddingSet
 from index_build.exact import Neighbours, best_first, exact_search
 
 Float32s = NDArray[np.float32]
@@ -49,11 +49,23 @@ class Search(Protocol):
         ...
 
 
+class Vectors(Protocol):
+    """What an index holds: an embedding set, or some rows of one."""
+
+    def blocks(self) -> Iterable[tuple[Any, Float32s]]:
+        """Yield (row numbers, vectors) through all of it."""
+        ...
+
+    def gather(self, rows: Int64s) -> Float32s:
+        """Return the vectors of some rows."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class RecallProbe:
     """Queries with their true neighbours, ready to be asked of an index again and again."""
 
-    vectors: EmbeddingSet
+    vectors: Vectors
     """What the index holds."""
     queries: Float32s
     """[Q, D]."""
@@ -65,7 +77,7 @@ class RecallProbe:
     """[Q], where the queries are rows of the corpus: each is left out of its own result."""
 
     @classmethod
-    def prepare(cls, vectors: EmbeddingSet, queries: Float32s, k: int, own_rows: Int64s | None = None) -> RecallProbe:
+    def prepare(cls, vectors: Vectors, queries: Float32s, k: int, own_rows: Int64s | None = None) -> RecallProbe:
         """Find the true neighbours, in one pass over the vectors; arguments as the fields."""
         found = _search(lambda q, depth: exact_search(q, vectors.blocks(), depth), queries, k, own_rows)
         return cls(vectors=vectors, queries=queries, k=k, truth=found, own_rows=own_rows)

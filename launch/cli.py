@@ -33,6 +33,8 @@ _VERBS = {
     "negatives show": ("launch.negatives_verbs", "NegativesShow", "versions of mined negatives, and what is in one"),
     "embed": ("launch.embed_verb", "Embed", "embed a corpus, each passage once, whatever is killed"),
     "index build": ("launch.index_verbs", "IndexBuild", "build an index and measure its recall"),
+    "index update": ("launch.index_verbs", "IndexUpdate", "add, replace and delete, by a new embedding set"),
+    "index delete": ("launch.index_verbs", "IndexDelete", "delete passages by their ids"),
     "index list": ("launch.index_verbs", "IndexList", "list the versions of an index"),
     "index rollback": ("launch.index_verbs", "IndexRollback", "make an older version current"),
     "index check": ("launch.index_verbs", "IndexCheck", "verify an index against its checksums"),
@@ -43,15 +45,23 @@ _VERBS = {
     "launch cancel": ("launch.launch_verbs", "LaunchCancel", "end a launch, with a checkpoint"),
     "launch list": ("launch.launch_verbs", "LaunchList", "all launches"),
     "search": ("launch.search_verbs", "Search", "search an index with a text"),
+    "serve": ("launch.serve_verb", "Serve", "search an index over HTTP, through exchanges of its versions"),
     "evaluate": ("launch.search_verbs", "Evaluate", "nDCG@10, MRR@10, Recall@100 on a BEIR folder"),
 }
+
+
+_STREAMS = ("launch logs",)
+"""Verbs that print to stdout while they run, where no `--json` is asked for; what they return is for that alone."""
 
 
 class Verb(Protocol):
     """A parsed command; a frozen dataclass whose docstring is its help."""
 
     def run(self) -> dict[str, Any]:
-        """Do the job and return what `--json` prints; `exit_code`, and `text` for people, are taken out first."""
+        """Do the job and return what `--json` prints; `exit_code`, and `text` for people, are taken out first.
+
+        A `text` of "" prints nothing.
+        """
 
 
 class TakesOverrides(Protocol):
@@ -80,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         job = _parse(name, [word for word in rest if word != "--json"])
         # Libraries print where they like (DeepSpeed warns on stdout at import): stdout is for the answer alone.
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stdout if name in _STREAMS and not as_json else sys.stderr):
             answer = job()
     except UserError as error:
         return _mistake(error)
@@ -93,7 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     exit_code = int(answer.pop("exit_code", 0))
     text = answer.pop("text", None)
     try:
-        print(json.dumps(answer) if as_json else text or _readable(answer), flush=True)
+        if as_json or text != "":
+            print(json.dumps(answer) if as_json else text or _readable(answer), flush=True)
     except BrokenPipeError:
         sys.stderr.close()
     return exit_code

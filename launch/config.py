@@ -18,7 +18,7 @@ from data_shards.storage import CacheConfig
 from encoder.lora import LoraConfig
 from encoder.model import EncoderSettings, ScratchConfig
 from encoder.pooling import Pooling
-from index_build.index import IndexConfig
+from index_build.index_config import IndexConfig
 from index_build.mine import MiningConfig
 from launch.clusters.sections import EmbedSection, EvaluateSection, LaunchSection, SlurmSection
 from launch.sections import load_sections, to_toml
@@ -64,8 +64,9 @@ class RunSection:
 
     def __post_init__(self) -> None:
         """Check that the ranks can be spread."""
-        if min(self.ranks, self.nodes) < 1:
-            raise UserError(f"run.ranks and run.nodes must be at least 1, came {self.ranks} and {self.nodes}")
+        for name in ("ranks", "nodes"):
+            if getattr(self, name) < 1:
+                raise UserError(f"run.{name} must be at least 1, came {getattr(self, name)}")
         if self.ranks % self.nodes:
             below = self.ranks - self.ranks % self.nodes
             raise UserError(

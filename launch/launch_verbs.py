@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -98,14 +97,16 @@ class LaunchLogs:
             return [path for name in wanted for path in found.logs(name)]
 
         for text in follow(logs, lambda: is_over(found), wait=self.follow):
-            sys.__stdout__.write(text)  # type: ignore[union-attr]  # there is one where a verb runs
-            sys.__stdout__.flush()  # type: ignore[union-attr]
-        return {"launch": found.name, "logs": [str(path) for path in logs()]}
+            print(text, end="", flush=True)
+        return {"launch": found.name, "logs": [str(path) for path in logs()], "text": ""}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchCancel:
-    """End a launch: what runs stops with a checkpoint, and nothing is queued again."""
+    """End a launch: what runs is told to stop with a checkpoint, and nothing is queued again.
+
+    On Slurm it has the cluster's KillWait for that; where that is short, the newest checkpoint is an older one.
+    """
 
     launch: tyro.conf.Positional[str]
     """Launch folder, its name, the beginning of it, or `last`."""

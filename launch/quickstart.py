@@ -13,7 +13,7 @@ from data_shards.errors import UserError
 
 if TYPE_CHECKING:
     from data_shards.docstrings import DocstringData
-    from index_build.index_version import IndexManifest
+    from index_build.index_manifest import IndexManifest
     from launch.config import RunConfig
     from launch.local import Outcome
 

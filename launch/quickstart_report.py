@@ -20,7 +20,7 @@ from launch.report import write_report
 
 if TYPE_CHECKING:
     from data_shards.docstrings import DocstringData
-    from index_build.index_version import IndexManifest
+    from index_build.index_manifest import IndexManifest
     from launch.config import RunConfig
     from launch.local import Outcome
 

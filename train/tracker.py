@@ -7,7 +7,7 @@ import logging
 import netrc
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -112,8 +112,7 @@ class Tracker:
         flat = dict(_flat(values, f"{event}/"))
         histograms = {name: _histogram(value) for name, value in flat.items() if isinstance(value, dict)}
         numbers = {name: value for name, value in flat.items() if not isinstance(value, dict)}
-        for board in self._boards:
-            board.log(step, numbers, histograms)
+        self._tell(lambda board: board.log(step, numbers, histograms))
 
     def table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Show a table on the boards; `metrics.jsonl` has no line of it.
@@ -124,16 +123,15 @@ class Tracker:
             columns: their names.
             rows: numbers, texts or None.
         """
-        for board in self._boards if self._active else ():
-            board.table(name, step, columns, rows)
+        self._tell(lambda board: board.table(name, step, columns, rows))
 
     def artifact(self, kind: str, path: Path, *, identity: str, step: int, uses: Mapping[str, str]) -> None:
         """Write down what was made from what: in `lineage.jsonl` always, and on the boards. See `append_lineage`."""
         if not self._active:
             return
         row = append_lineage(self._root, kind, path, identity=identity, step=step, uses=uses)
-        for board in self._boards if row else ():
-            board.artifact(kind, path, row or {})
+        if row:
+            self._tell(lambda board: board.artifact(kind, path, row))
 
     def close(self, exit_code: int = 0, why: str = "") -> None:
         """Say on the boards how the run ended, with an alert, and flush.
@@ -144,8 +142,21 @@ class Tracker:
         """
         if self._active:
             self._file.close()
-        while self._boards:
-            self._boards.pop().close(exit_code, why)
+        self._tell(lambda board: board.close(exit_code, why))
+        self._boards.clear()
+
+    def _tell(self, what: Callable[[Board], None]) -> None:
+        """Tell every board; one that fails is left out from then on: what shows a run must not end it.
+
+        W&B's helper process is killed, for one, when a queue signals every process of a job.
+        """
+        for board in [*self._boards]:
+            try:
+                what(board)
+            except Exception as error:
+                self._boards.remove(board)
+                name, cause = type(board).__name__, f"{type(error).__name__}: {error}"
+                _log.warning("%s fails (%s) and is told nothing more; metrics.jsonl has everything", name, cause)
 
 
 def resolve_mode(mode: str) -> str:

@@ -46,7 +46,7 @@ def toml(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("config") / "slurm.toml"
     path.write_text(
         tiny_toml(data, ['[slurm]\ntime_limit = "30"\ncpus_per_task = 2', '[evaluate]\nsplit = "dev"'])
-        .replace("steps = 12", "steps = 120")
+        .replace("steps = 12", "steps = 200")
         .replace("checkpoint_every_steps = 2", "checkpoint_every_steps = 20")
         .replace("every_steps = 6", "every_steps = 60")
     )
@@ -55,7 +55,10 @@ def toml(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def uninterrupted(toml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of the same training on this machine, never stopped."""
+    """The run folder of the same training on this machine, never stopped.
+
+    Others start from its first snapshot: how a tokenizer is trained is not the same each time.
+    """
     run = tmp_path_factory.mktemp("reference") / "run"
     dipole("train", toml, "--out", run, environment=ONE_THREAD)
     return run
@@ -88,9 +91,17 @@ def wait_for(what: Callable[[], Any], seconds: float, launched: Path) -> Any:
     return found
 
 
+def job_id(launched: Path, job: str = "train") -> str:
+    """Return a job's id, from the launch folder: much quicker than `launch status`."""
+    rows = json.loads((launched / "launch.json").read_text())["jobs"]
+    return str(next(row["id"] for row in rows if row["name"] == job))
+
+
 def state(launched: Path, job: str = "train") -> str:
     """Return a job's state as Slurm has it."""
-    number = next(row["id"] for row in json.loads((launched / "launch.json").read_text())["jobs"] if row["name"] == job)
+    number = next(
+        row["id"] for row in json.loads((launched / "launch.json").read_text())["jobs"] if row["name"] == job
+    )
     done = subprocess.run(["scontrol", "show", "job", "-o", number], capture_output=True, text=True)
     return dict(word.split("=", 1) for word in done.stdout.split() if "=" in word).get("JobState", "GONE")
 

@@ -51,7 +51,7 @@ SlurmctldTimeout=10
 SlurmdTimeout=20
 InactiveLimit=0
 MinJobAge=3600
-KillWait=10
+KillWait=30
 JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -95,8 +95,13 @@ up() {
   echo "$SLURM_CONF"
 }
 
+no_job_runs() { [ -z "$(squeue -h -t running,completing,suspended 2>/dev/null)" ]; }
+
 down() {
+  # Daemons that end leave what they run: first the jobs, by force where they do not go.
   scancel -u root 2>/dev/null || true
+  wait_until 10 no_job_runs || scancel --signal=KILL --full -u root 2>/dev/null || true
+  wait_until 20 no_job_runs || true
   local daemon
   for daemon in slurmd.n1 slurmd.n2 slurmctld munged; do
     is_up "$daemon" || continue

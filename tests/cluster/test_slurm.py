@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import hurry, jobs, launch, state, steps, wait_for
+from tests.cluster.conftest import hurry, job_id, jobs, launch, state, steps, wait_for
 from tests.e2e.conftest import dipole
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600), pytest.mark.usefixtures("slurm")]
@@ -19,14 +19,20 @@ def final_weights(run: Path) -> bytes:
     return (run / "snapshots/final/model.safetensors").read_bytes()
 
 
+def as_in(reference: Path) -> str:
+    return f"--encoder.model={reference / 'snapshots/initial'}"
+
+
 def over(launched: Path) -> bool:
     hurry(launched)
     return state(launched) in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
 def test_a_chain_of_jobs_runs_on_two_nodes(toml: Path, uninterrupted: Path, tmp_path: Path) -> None:
-    launched = launch(toml, tmp_path, "--run.nodes=2", "--launch.jobs=train,embed,index,evaluate")
-    log = dipole("launch", "logs", launched, "-f", "--json")  # follows until all are over
+    launched = launch(
+        toml, tmp_path, "--run.nodes=2", "--launch.jobs=train,embed,index,evaluate", as_in(uninterrupted)
+    )
+    log = dipole("launch", "logs", launched, "-f")  # follows until all are over
     assert [path for path in log["logs"] if "/evaluate-" in path]
     rows = jobs(launched)
     assert {name: row["state"] for name, row in rows.items()} == dict.fromkeys(rows, "COMPLETED")
@@ -51,9 +57,9 @@ def test_a_time_limit_requeues_as_often_as_it_takes(toml: Path, tmp_path: Path) 
 
 
 def test_the_batch_signal_requeues_once_and_resumes(toml: Path, uninterrupted: Path, tmp_path: Path) -> None:
-    launched = launch(toml, tmp_path, "--run.nodes=2")
+    launched = launch(toml, tmp_path, "--run.nodes=2", as_in(uninterrupted))
     wait_for(lambda: len(steps(tmp_path / "run")) > 20, 120, launched)
-    number = jobs(launched)["train"]["id"]
+    number = job_id(launched)
     subprocess.run(["scancel", "--batch", "--signal=USR1", number], check=True)  # what a time limit sends
     wait_for(lambda: "back into the queue" in (launched / f"logs/train-{number}.log").read_text(), 120, launched)
     wait_for(lambda: over(launched), 240, launched)
@@ -64,11 +70,11 @@ def test_the_batch_signal_requeues_once_and_resumes(toml: Path, uninterrupted: P
 
 
 def test_a_preempted_job_resumes(toml: Path, uninterrupted: Path, tmp_path: Path) -> None:
-    launched = launch(toml, tmp_path, "--run.nodes=2")
+    launched = launch(toml, tmp_path, "--run.nodes=2", as_in(uninterrupted))
     wait_for(lambda: len(steps(tmp_path / "run")) > 20, 120, launched)
     words = ["sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--cpus-per-task=2", "--output=/dev/null"]
     subprocess.run([*words, "--wrap=sleep 1"], check=True, capture_output=True)
-    number = jobs(launched)["train"]["id"]
+    number = job_id(launched)
     wait_for(lambda: "back into the queue" in (launched / f"logs/train-{number}.log").read_text(), 120, launched)
     wait_for(lambda: over(launched), 240, launched)
     row = jobs(launched)["train"]
@@ -83,16 +89,16 @@ def test_what_is_cancelled_stays_cancelled(toml: Path, tmp_path: Path) -> None:
     assert answer["launch"] == launched.name
     wait_for(lambda: state(launched) == "CANCELLED" and state(launched, "embed") == "CANCELLED", 120, launched)
     hurry(launched)
-    number = jobs(launched)["train"]["id"]
+    number = job_id(launched)
     wait_for(lambda: "ended with exit code" in (launched / f"logs/train-{number}.log").read_text(), 120, launched)
     assert "back into the queue" not in (launched / f"logs/train-{number}.log").read_text()
     rows = jobs(launched)
     assert [row["state"] for row in rows.values()] == ["CANCELLED", "CANCELLED"]
-    assert (tmp_path / "run/stopped.json").exists()  # with a checkpoint, so that a person may go on
+    assert [*(tmp_path / "run/checkpoints").glob("step-*")]  # so that a person may go on
 
 
 def test_a_dead_node_requeues_the_job(toml: Path, uninterrupted: Path, tmp_path: Path, slurm: Path) -> None:
-    launched = launch(toml, tmp_path, "--run.nodes=2")
+    launched = launch(toml, tmp_path, "--run.nodes=2", as_in(uninterrupted))
     wait_for(lambda: len(steps(tmp_path / "run")) > 20, 120, launched)
     kill_node(slurm, "n2")
     try:

@@ -19,7 +19,7 @@ from data_shards.writer import ShardWriter
 from encoder.embed import embed_texts
 from encoder.model import EncoderSettings, ScratchConfig, scratch_encoder
 from encoder.snapshot import load_encoder, save_snapshot
-from index_build.index import IndexConfig
+from index_build.index_config import IndexConfig
 from index_build.mine import KnownPositives, MiningConfig, MiningReport, mine
 from index_build.ray_pool import EmbedPool
 

@@ -21,7 +21,7 @@ from encoder.embed import embed_texts
 from encoder.model import EncoderSettings, ScratchConfig, scratch_encoder
 from encoder.snapshot import load_encoder, save_snapshot
 from index_build.cross_encoder import CrossEncoder
-from index_build.index import IndexConfig
+from index_build.index_config import IndexConfig
 from index_build.mine import KnownPositives, MiningConfig, MiningReport, mine
 from index_build.ray_pool import EmbedPool
 

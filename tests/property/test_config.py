@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 from data_shards.order import OrderConfig
 from encoder.lora import LoraConfig
 from encoder.model import ScratchConfig
-from index_build.index import IndexConfig
+from index_build.index_config import IndexConfig
 from index_build.mine import MiningConfig
 from launch.config import DataSection, EncoderSection, RunConfig, RunSection, WorkersSection, load_config, to_toml
 from train.batches import BatchConfig

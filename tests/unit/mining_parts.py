@@ -16,7 +16,8 @@ from index_build.corpus_rows import CorpusRows
 from index_build.drawing import query_keys
 from index_build.embedding_part import Provenance, write_part
 from index_build.embedding_set import EmbeddingSet, publish_set
-from index_build.index import IndexConfig, build_index
+from index_build.index import build_index
+from index_build.index_config import IndexConfig
 from index_build.index_version import open_index
 from index_build.known_positives import KnownPositives
 from index_build.mining_config import MiningConfig

@@ -10,30 +10,14 @@ import numpy as np
 import pytest
 
 from data_shards.errors import UserError
-from data_shards.samples import Passage
-from index_build.embedding_part import Provenance, write_part
-from index_build.embedding_set import EmbeddingSet, publish_set
+from index_build.embedding_set import EmbeddingSet
 from index_build.exact import Neighbours, exact_search
-from index_build.index import IndexConfig, auto_factory, build_index
-from index_build.index_version import check_index, current_version, list_versions, open_index, rollback, version_dir
+from index_build.index import build_index
+from index_build.index_check import check_index
+from index_build.index_config import IndexConfig
+from index_build.index_version import current_version, list_versions, open_index, rollback, version_dir
 from index_build.recall import RecallProbe, wilson
-
-
-def embedding_set(folder: Path, vectors: np.ndarray, parts: int = 3) -> EmbeddingSet:
-    records = []
-    row = 0
-    for number, block in enumerate(np.array_split(vectors, parts)):
-        names = [Passage(id=f"p{row + k}", text=f"text {row + k}") for k in range(len(block))]
-        by = Provenance(snapshot_hash="sha256:aa", precision="float32", shard=f"c{number}", shard_sha256="bb")
-        records.append(write_part(folder, number, block, names, by))
-        row += len(block)
-    publish_set(folder, records, snapshot={"path": "s", "hash": "sha256:aa"}, corpus={"path": "c", "dataset_id": "d"})
-    return EmbeddingSet.open(folder)
-
-
-def unit_vectors(rows: int, dim: int, seed: int) -> np.ndarray:
-    found = np.random.default_rng(seed).normal(size=(rows, dim)).astype(np.float32)
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+from tests.unit.index_sets import embedding_set, unit_vectors
 
 
 @pytest.fixture(scope="module")
@@ -144,15 +128,6 @@ def test_wilson_by_hand() -> None:
     assert wilson(1.0, 0) == (0.0, 1.0)
 
 
-def test_auto_factory() -> None:
-    config = IndexConfig()
-    assert auto_factory(5_000, config) == "Flat"
-    assert auto_factory(6_704, config) == "IVF128,SQfp16"  # 2 * sqrt(6704) = 164, nearest power of two 128
-    assert auto_factory(1_000_000, config) == "IVF2048,SQfp16"
-    # 2 * sqrt(1500) = 77: 64 lists would leave k-means 23 rows each
-    assert auto_factory(1_500, IndexConfig(flat_up_to=0)) == "IVF32,SQfp16"
-
-
 def test_the_same_set_gives_the_same_index(vectors: EmbeddingSet, tmp_path: Path) -> None:
     for name in ("a", "b"):
         build_index(vectors, tmp_path / name, IndexConfig(factory="IVF16,SQ8"))
@@ -170,7 +145,12 @@ def test_versions_are_numbered_swapped_and_rolled_back(vectors: EmbeddingSet, tm
     assert build_index(vectors, tmp_path, IndexConfig(factory="Flat")).version == 3
     report = check_index(tmp_path)
     assert report["current"] == 3
-    assert report["versions"][2] == {"factory": "IVF4,Flat", "ntotal": 600, "recall@10": pytest.approx(1, abs=0.05)}
+    assert report["versions"][2] == {
+        "factory": "IVF4,Flat",
+        "ntotal": 600,
+        "recall@10": pytest.approx(1, abs=0.05),
+        "compared": ["embedding set"],
+    }
     with pytest.raises(UserError, match="has no index version 9; there are: 1, 2, 3"):
         rollback(tmp_path, 9)
 

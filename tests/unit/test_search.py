@@ -17,7 +17,8 @@ from encoder.model import EncoderSettings, ScratchConfig, scratch_encoder
 from encoder.snapshot import load_encoder, save_snapshot
 from index_build.embedding_part import Provenance
 from index_build.embedding_set import EmbeddingSet, publish_set
-from index_build.index import IndexConfig, build_index
+from index_build.index import build_index
+from index_build.index_config import IndexConfig
 from index_build.ray_worker import EmbedWorker, ShardJob, Snapshot
 from index_build.search import Searcher
 

@@ -330,3 +330,24 @@ def test_auto_is_online_where_there_is_a_key(
 def test_an_interval_below_one_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=rf"tracker\.{name} must be at least 1, came 0"):
         TrackerConfig(**{name: 0})  # type: ignore[arg-type]
+
+
+def test_a_board_that_fails_does_not_end_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def log(self, *arguments: object) -> None:
+            raise ConnectionResetError("Connection lost")
+
+    tracker = Tracker(
+        tmp_path / "metrics.jsonl",
+        TrackerConfig(mode="disabled"),
+        run_id="r",
+        job_type="train",
+        resolved={},
+        active=True,
+    )
+    tracker._boards.append(Broken())  # type: ignore[arg-type]  # W&B whose helper process was killed
+    tracker.log("step", 0, {"loss": 1.0})
+    tracker.log("step", 1, {"loss": 0.5})
+    tracker.close()
+    assert [row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1.0, 0.5]
+    assert caplog.text.count("Broken fails (ConnectionResetError: Connection lost)") == 1

@@ -1,0 +1,27 @@
+#!/bin/bash
+# index of launch 20261201-120000-tldr
+#
+# Made by `dipole launch local`; it stands alone:
+#   bash /shared/launches/20261201-120000-tldr/index.sh
+# Run again after whatever stopped it, it goes on where it was.
+set -uo pipefail
+
+launch=/shared/launches/20261201-120000-tldr
+say() { echo "[index $(date +%FT%T)] $*"; }
+finish() { echo "$1" > "$launch/index.exit"; exit "$1"; }
+rm -f "$launch/index.exit"
+
+export PATH=/shared/venv/bin:"$PATH" PYTHONUNBUFFERED=1
+command -v dipole >/dev/null || { say "no dipole in /shared/venv on $(hostname): see launch.venv"; finish 2; }
+
+words=(dipole index build --embeddings /shared/runs/tldr/embeddings --out /shared/runs/tldr/index --factory auto --wanted-recall 0.95)
+say "${words[*]}"
+
+# The job is told to stop by a signal: passed on, since bash would only note it.
+"${words[@]}" &
+child=$!
+trap 'kill -s TERM "$child" 2>/dev/null' TERM INT USR1
+wait "$child"; code=$?
+while kill -0 "$child" 2>/dev/null; do wait "$child"; code=$?; done
+say "ended with exit code $code"
+finish "$code"
