@@ -84,7 +84,7 @@ def train_and_test(options: argparse.Namespace, arm: str, seed: int, settings: l
 
 
 def processor_s() -> float:
-    """Return the processor time of all processes that were started and waited for: what a busy machine leaves alone."""
+    """Return the processor time of all processes that were started and waited for; others slow it little."""
     times = os.times()
     return times.children_user + times.children_system
 
