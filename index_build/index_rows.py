@@ -68,8 +68,10 @@ def gather(vectors: EmbeddingSet, rows: Int64s) -> Float32s:
 
     A set's files are mapped into memory while they are read: in small pieces, so that what was mapped is given back.
     """
-    found = np.empty((len(rows), vectors.dim), dtype=np.float32)
     step = block_rows(vectors.dim)
+    if len(rows) <= step:
+        return vectors.gather(rows)
+    found = np.empty((len(rows), vectors.dim), dtype=np.float32)
     for begin in range(0, len(rows), step):
         found[begin : begin + step] = vectors.gather(rows[begin : begin + step])
     return found
