@@ -79,3 +79,16 @@ def pad_chunks(
             )
         )
     return chunks
+
+
+def pad_rows(token_ids: Sequence[Sequence[int]], pad_id: int) -> Chunk:
+    """Pad tokenised texts to the longest, in the order given: one chunk, whose `rows` count up."""
+    lengths = np.array([len(ids) for ids in token_ids], dtype=np.int64)
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
+    input_ids[mask] = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in token_ids])
+    return Chunk(
+        rows=torch.arange(len(lengths)),
+        input_ids=torch.from_numpy(input_ids),
+        attention_mask=torch.from_numpy(mask.astype(np.int64)),
+    )

@@ -12,21 +12,33 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from data_shards.errors import UserError
+from data_shards.errors import ShardCorruptError, UserError
 from data_shards.manifest import MANIFEST_NAME, Manifest
 from data_shards.order import GlobalOrder, OrderConfig, OrderSource
 from data_shards.quarantine import Quarantine
 from data_shards.samples import Pair, Passage, sample_key
+from data_shards.shard_reader import ShardReader
 from data_shards.shard_set import PAIRS, PASSAGES, Int64s, Ordinals, ShardSet, Stored
 from data_shards.storage import CacheConfig, FetchStats, LocalFolder, open_storage
 
 Location = str | Path
 
 _BLOCK_PAIRS = 4096
+
+
+class Unit(NamedTuple):
+    """A piece of a corpus that is worked on as one."""
+
+    name: str
+    """A shard's file, or a Parquet file and the rows of it."""
+    passages: int
+    """How many it holds."""
+    checksum: str
+    """Changes when its content does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +213,7 @@ class CorpusDataset:
         self.location = dataset.storage.location
         self.dataset_id = self.manifest.dataset_id
         self.is_remote = not isinstance(dataset.storage, LocalFolder)
+        self._storage = dataset.storage
         self._shards = ShardSet([dataset], PASSAGES, quarantine)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -215,6 +228,26 @@ class CorpusDataset:
         """Yield every passage, in order."""
         for shard in range(len(self.manifest.shards)):
             yield from self.iter_shard(shard)
+
+    @property
+    def units(self) -> list[Unit]:
+        """The shards, as pieces of work; see `corpora.Corpus`."""
+        return [Unit(entry.path, entry.samples, entry.sha256) for entry in self.manifest.shards]
+
+    def read_unit(self, number: int) -> list[Passage]:
+        """Return the passages of one shard, once all of it matches its checksum.
+
+        Raises:
+            ShardCorruptError: the shard is damaged.
+        """
+        entry = self.manifest.shards[number]
+        path = self._storage.local(entry.path, size=entry.bytes, sha256=entry.sha256)
+        if not self.is_remote:  # a remote one was verified on its way here
+            ShardReader(path, entry, verify=True)
+        passages = list(self.iter_shard(number))
+        if len(passages) != entry.samples:
+            raise ShardCorruptError(path, 0, f"{len(passages)} passages, the manifest says {entry.samples}")
+        return passages
 
     def iter_shard(self, shard: int) -> Iterator[Passage]:
         """Yield the passages of one shard, in order."""

@@ -124,6 +124,30 @@ class Storage(Protocol):
         """Return the path of a file that need not exist."""
         ...
 
+    def names(self) -> list[str]:
+        """Return the names of the folder's files.
+
+        Raises:
+            UserError: it cannot be listed.
+        """
+        ...
+
+    def tail(self, name: str, size: int) -> bytes:
+        """Return a file's last bytes, all of it where it has no more; nothing is kept.
+
+        Raises:
+            UserError: it is missing or cannot be had.
+        """
+        ...
+
+    def tag(self, name: str) -> str:
+        """Return what a store tells of a file's content: its size, and its ETag or time of change.
+
+        Raises:
+            UserError: it is missing or cannot be had.
+        """
+        ...
+
     def prefetch(self, names: Sequence[tuple[str, int | None, str | None]]) -> None:
         """Fetch files in the background: name, size and checksum each, the next to be read first.
 
@@ -162,6 +186,23 @@ class LocalFolder:
         """See `Storage`."""
         path = self.folder / plain_name(name)
         return path if path.is_file() else None
+
+    def names(self) -> list[str]:
+        """See `Storage`."""
+        if not self.folder.is_dir():
+            raise UserError(f"{self.folder} does not exist; check the location")
+        return sorted(path.name for path in self.folder.iterdir() if path.is_file())
+
+    def tail(self, name: str, size: int) -> bytes:
+        """See `Storage`."""
+        with open(self.local(name), "rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - size, 0))
+            return file.read()
+
+    def tag(self, name: str) -> str:
+        """See `Storage`."""
+        found = self.local(name).stat()
+        return f"{found.st_size} bytes, changed {found.st_mtime_ns}"
 
     def prefetch(self, names: Sequence[tuple[str, int | None, str | None]]) -> None:
         """Do nothing: the files are here."""

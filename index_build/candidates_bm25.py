@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from data_shards.reader import CorpusDataset
+from data_shards.corpora import Passages
 from data_shards.samples import Pair, Passage
 from index_build.bm25 import Bm25Index
 from index_build.candidates import Block, Found
@@ -26,7 +26,7 @@ class Bm25:
         self._index, self._corpus, self._foreign, self._depth = index, corpus, foreign, depth
 
     @classmethod
-    def build(cls, dataset: CorpusDataset, positives: Callable[[], Iterator[Passage]], depth: int) -> Bm25:
+    def build(cls, dataset: Passages, positives: Callable[[], Iterator[Passage]], depth: int) -> Bm25:
         """Index a corpus, in one pass that gathers its hashes too.
 
         Args:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data_shards.corpora import Passages
 from data_shards.errors import UserError
 from data_shards.permutation import permute, round_keys
 from data_shards.reader import CorpusDataset
@@ -26,13 +27,13 @@ _SHARD_PASSAGES = (256, 20_000)
 class CorpusRows:
     """Finds a passage's row by its id; rows are numbers of passages in corpus order."""
 
-    def __init__(self, dataset: CorpusDataset, hashes: RowHashes) -> None:
+    def __init__(self, dataset: Passages, hashes: RowHashes) -> None:
         """Take over the hashes of every row: 24 bytes each, and 16 more once an id is looked up."""
         self.dataset = dataset
         self.hashes = hashes
 
     @classmethod
-    def scan(cls, dataset: CorpusDataset) -> CorpusRows:
+    def scan(cls, dataset: Passages) -> CorpusRows:
         """Read the whole corpus for its hashes, where no embedding set has them."""
         hashes = np.empty((3, len(dataset)), dtype=np.int64)
         for row, passage in enumerate(dataset):

@@ -3,15 +3,14 @@
     DIR/part-000000.{npy,ids.parquet,done.json} …    see `embedding_part`
     DIR/embedding_set.json                           written once every part is done
 
-Rows follow the corpus, so a row's number in the set is its passage's ordinal. A set is of one snapshot, one
-precision and one corpus: whoever brings another is refused.
+Rows follow the corpus, so a row's number in the set is its passage's ordinal, less the passages in quarantine that
+come before it. A set is of one snapshot, one precision, one form and one corpus: whoever brings another is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,14 +22,14 @@ from numpy.typing import NDArray
 
 from data_shards.atomic import read_json, write_json
 from data_shards.errors import UserError
-from index_build.embedding_part import PartRecord, damage, part_files
+from index_build.embedding_part import LeftOut, PartRecord, damage, part_files
+from index_build.kept_vectors import Kept, Stored, is_stored_as, unpack
 
 MANIFEST_NAME = "embedding_set.json"
 SCHEMA_VERSION = 1
 _BLOCK_ROWS = 65_536
 _HASH_COLUMNS = ("id_hash", "content_hash", "text_hash")
 
-Float16s = NDArray[np.float16]
 Float32s = NDArray[np.float32]
 Int64s = NDArray[np.int64]
 
@@ -60,8 +59,11 @@ class EmbeddingSet:
         self.dim = parts[0].dim
         self.rows = sum(part.rows for part in parts)
         self.snapshot: dict[str, str] = manifest["snapshot"]
-        self.corpus: dict[str, str] = manifest["corpus"]
+        self.corpus: dict[str, Any] = manifest["corpus"]
+        """`path` and `dataset_id`; `left_out`, the ordinals in quarantine, where there are some."""
         self.hash: str = manifest["hash"]
+        self.precision = parts[0].provenance.precision
+        self.kept: Kept = parts[0].provenance.kept
         self._ends = np.cumsum([part.rows for part in parts], dtype=np.int64)
 
     @classmethod
@@ -99,17 +101,37 @@ class EmbeddingSet:
             if (what := damage(self.folder, number, part)) is not None:
                 raise UserError(f"{what}; run `dipole embed` again to mend it")
 
-    def vectors(self) -> list[Float16s]:
-        """Return each part's vectors, memory-mapped."""
-        paths = [part_files(self.folder, number).vectors for number in range(len(self.parts))]
-        return [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
+    @cached_property
+    def quarantined(self) -> list[LeftOut]:
+        """The corpus's passages that have no row, by their ordinals."""
+        found: list[LeftOut] = []
+        first = 0
+        for part in self.parts:
+            found += [each._replace(row=first + each.row) for each in part.quarantined]
+            first += part.passages
+        return found
+
+    def stored(self) -> list[Stored]:
+        """Return each part's rows in the form in which they are kept, memory-mapped.
+
+        Raises:
+            UserError: a file holds another form than the manifest speaks of.
+        """
+        found = []
+        for number in range(len(self.parts)):
+            path = part_files(self.folder, number).vectors
+            part: Stored = np.load(path, mmap_mode="r", allow_pickle=False)
+            if not is_stored_as(part, self.kept, self.dim) or len(part) != self.parts[number].rows:
+                raise UserError(f"{path} holds no {self.kept} vectors of {self.dim}; run `dipole embed` again")
+            found.append(part)
+        return found
 
     def blocks(self, rows: int = _BLOCK_ROWS) -> Iterator[tuple[int, Float32s]]:
         """Yield (number of the first row, float32 [at most `rows`, dim]), through the whole set in order."""
         first = 0
-        for part in self.vectors():
+        for part in self.stored():
             for start in range(0, len(part), rows):
-                yield first + start, part[start : start + rows].astype(np.float32)
+                yield first + start, unpack(part[start : start + rows], self.kept, self.dim)
             first += len(part)
 
     def gather(self, rows: Int64s) -> Float32s:
@@ -118,11 +140,15 @@ class EmbeddingSet:
         Raises:
             IndexError: a row is not in the set.
         """
+        return unpack(self.gather_stored(rows), self.kept, self.dim)
+
+    def gather_stored(self, rows: Int64s) -> Stored:
+        """Return any rows in the form in which they are kept; see `gather`."""
         if len(rows) and not (rows.min() >= 0 and rows.max() < self.rows):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of an embedding set of {self.rows}")
-        gathered = np.empty((len(rows), self.dim), dtype=np.float32)
+        parts = self.stored()
+        gathered = np.empty((len(rows), *parts[0].shape[1:]), dtype=parts[0].dtype)
         owners = np.searchsorted(self._ends, rows, side="right")
-        parts = self.vectors()
         for owner in np.unique(owners).tolist():
             mine = np.flatnonzero(owners == owner)
             begin = int(self._ends[owner]) - len(parts[owner])
@@ -144,6 +170,13 @@ class EmbeddingSet:
             *(np.concatenate([self._column(number, name).to_numpy() for number in numbers]) for name in _HASH_COLUMNS)
         )
 
+    @cached_property
+    def exact_hashes(self) -> Int64s:
+        """Exact hash of what the encoder read of every row; see `exact_content`."""
+        numbers = range(len(self.parts))
+        found: Int64s = np.concatenate([self._column(number, "exact_hash").to_numpy() for number in numbers])
+        return found
+
     def _column(self, part: int, name: str) -> pa.ChunkedArray:
         return pq.read_table(part_files(self.folder, part).ids, columns=[name]).column(name)
 
@@ -153,7 +186,14 @@ def retract_set(folder: Path) -> None:
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
 
 
-def publish_set(folder: Path, parts: list[PartRecord], *, snapshot: dict[str, str], corpus: dict[str, str]) -> None:
+def publish_set(
+    folder: Path,
+    parts: list[PartRecord],
+    *,
+    snapshot: Mapping[str, str],
+    corpus: Mapping[str, str],
+    since: Mapping[str, Any] | None = None,
+) -> None:
     """Write the manifest of a set whose parts are all done, and clear away what killed writers left.
 
     Args:
@@ -161,6 +201,7 @@ def publish_set(folder: Path, parts: list[PartRecord], *, snapshot: dict[str, st
         parts: in order, one a corpus shard.
         snapshot: `path` and `hash`.
         corpus: `path` and `dataset_id`.
+        since: what became of an older set's rows, where this one was made from it.
 
     Raises:
         UserError: a passage id occurs twice in the corpus.
@@ -168,17 +209,21 @@ def publish_set(folder: Path, parts: list[PartRecord], *, snapshot: dict[str, st
     digest = hashlib.sha256()
     for part in parts:
         digest.update(f"{part.dim} {part.rows} {part.vectors_sha256} {part.ids_sha256}\n".encode())
-    manifest = {
+    manifest: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "hash": f"sha256:{digest.hexdigest()}",
-        "snapshot": snapshot,
-        "corpus": corpus,
-        "dtype": "float16",
+        "snapshot": dict(snapshot),
+        "corpus": dict(corpus),
+        "kept": parts[0].provenance.kept,
         "dim": parts[0].dim,
         "rows": sum(part.rows for part in parts),
-        "parts": [asdict(part) for part in parts],
+        **({"since": dict(since)} if since else {}),
+        "parts": [part.to_dict() for part in parts],
     }
-    _refuse_repeated_ids(EmbeddingSet(folder, manifest, parts))
+    found = EmbeddingSet(folder, manifest, parts)
+    if found.quarantined:
+        manifest["corpus"]["left_out"] = [each.row for each in found.quarantined]
+    _refuse_repeated_ids(found)
     for leftover in folder.glob(".tmp-*"):
         leftover.unlink(missing_ok=True)
     write_json(folder / MANIFEST_NAME, manifest)

@@ -38,7 +38,8 @@ def read_queries(path: Path, dim: int, snapshot: Path) -> Float32s:
     from encoder.embed import embed_texts
     from encoder.snapshot import load_encoder
 
-    return embed_texts(load_encoder(snapshot), texts, side="query")
+    encoder = load_encoder(snapshot)
+    return embed_texts(encoder, texts, side="query", dim=None if dim == encoder.dim else dim)
 
 
 def _vectors(path: Path, dim: int) -> Float32s:

@@ -10,9 +10,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from data_shards.corpora import open_corpus
 from data_shards.errors import UserError
 from data_shards.manifest import MANIFEST_NAME as CORPUS_MANIFEST
-from data_shards.reader import CorpusDataset
 from data_shards.samples import id_hash
 from index_build.embedding_set import MANIFEST_NAME as SET_MANIFEST, EmbeddingSet
 from index_build.faiss_shape import blocked_lists, inverted
@@ -125,7 +125,7 @@ def _against_corpus(opened: OpenIndex, given: Path | None, known: dict[str, Int6
     folder = given or Path(made["path"])
     if given is None and not (folder / CORPUS_MANIFEST).exists():
         return ""
-    corpus = CorpusDataset(folder)
+    corpus = open_corpus(folder)
     if corpus.dataset_id != made["dataset_id"]:
         if given is None:
             return ""

@@ -42,8 +42,8 @@ class IndexManifest:
     """`path` and `hash` of the vectors."""
     snapshot: dict[str, str]
     """`path` and `hash` of the encoder that made them."""
-    corpus: dict[str, str]
-    """`path` and `dataset_id` of the passages."""
+    corpus: dict[str, Any]
+    """`path` and `dataset_id` of the passages; `left_out`, the ordinals without a row, where there are some."""
     versions: dict[str, str]
     """Of the libraries."""
     files: dict[str, str]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_shards.corpora import Passages, without
 from data_shards.reader import CorpusDataset, PairDataset
 from data_shards.samples import Passage
 from encoder.snapshot import snapshot_hash
@@ -57,8 +58,8 @@ class Stretch:
 class Parts:
     """All that a refresh searches with."""
 
-    dataset: CorpusDataset
-    """The corpus, or the sample of it; candidates are rows of it."""
+    dataset: Passages
+    """The corpus, or the sample of it, as far as it could be embedded; candidates are rows of it."""
     sieve: Sieve
     vectors: EmbeddingSet | None
     """Of the corpus; None where no snapshot is asked."""
@@ -86,14 +87,16 @@ class Preparing:
         """Embed, index, and put the sieve together."""
         gpus = gpus_to_use(self.index_config.device) if self.config.embeds else 0
         check_depth(self.config.depth, gpus)
-        dataset = self._sampled(self._candidates(CorpusDataset(corpus), known), stretch, version)
+        sampled = self._sampled(self._candidates(CorpusDataset(corpus), known), stretch, version)
+        dataset: Passages = sampled
         rows: CorpusRows | None = None
         vectors: EmbeddingSet | None = None
         queries: Float32s | None = None
         facts: dict[str, Any] = {}
         sources: dict[str, CandidateSource] = {}
         if self.config.embeds:
-            vectors, queries = self._embed(dataset, stretch)
+            vectors, queries = self._embed(sampled, stretch)
+            dataset = without(sampled, [each.row for each in vectors.quarantined])
             rows = CorpusRows(dataset, vectors.hashes)
             index, facts = self._index(vectors, queries, gpus)
             positives = PositiveScores(vectors, rows, lambda texts: self._embed_passages(texts))
@@ -202,7 +205,7 @@ class Preparing:
         self.work_dir.mkdir(parents=True, exist_ok=True)
         return NearPositives(rows, self.work_dir / "signatures.npy", self.config.near_duplicates)
 
-    def _teacher(self, dataset: CorpusDataset) -> Any:
+    def _teacher(self, dataset: Passages) -> Any:
         if not self.config.teacher:
             return None
         from index_build.teacher import teacher_of

@@ -24,7 +24,7 @@ _OBJECT_STORE_BYTES = 128 << 20
 
 
 @contextmanager
-def ray_session(cpus: int, address: str | None) -> Iterator[None]:
+def ray_session(cpus: int, address: str | None, gpus: int = 0) -> Iterator[None]:
     """Start Ray on this machine, or join the cluster at `address`; leave no process of ours behind.
 
     Inside a process that already uses Ray, that session is used and left as it is.
@@ -32,6 +32,7 @@ def ray_session(cpus: int, address: str | None) -> Iterator[None]:
     Args:
         cpus: for an embedded start: how many CPUs Ray may give out. It is not checked against the machine's.
         address: of an existing cluster, as `ray.init` takes it.
+        gpus: for an embedded start: how many GPUs of this machine Ray may give out; others are training's.
 
     Raises:
         UserError: no cluster answers at `address`.
@@ -48,13 +49,13 @@ def ray_session(cpus: int, address: str | None) -> Iterator[None]:
         stack.callback(ray.shutdown)  # should the start fail half-way
         stack.enter_context(_sigterm_unwinds())
         with _environment(environment):
-            family = _start(cpus, address)
+            family = _start(cpus, address, gpus)
         stack.enter_context(_end_with_this_process(family))
         stack.callback(ray.shutdown)  # still watched: a second signal may cut it short
         yield
 
 
-def _start(cpus: int, address: str | None) -> list[int]:
+def _start(cpus: int, address: str | None, gpus: int) -> list[int]:
     """Start or join Ray; return the processes that were started."""
     import psutil
     import ray
@@ -64,7 +65,7 @@ def _start(cpus: int, address: str | None) -> list[int]:
         options = {
             "address": "local",  # without it Ray may join another cluster on this host
             "num_cpus": cpus,
-            "num_gpus": 0,
+            "num_gpus": gpus,
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
         }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from data_shards.reader import CorpusDataset
+from data_shards.corpora import Passages
 from data_shards.samples import Pair
 from index_build.cross_encoder import is_cross_encoder
 from index_build.filters import Bytes, Float32s, Int64s, Verdict
@@ -34,7 +34,7 @@ class Opinion(NamedTuple):
 class Teacher:
     """Asks about the candidates that would be drawn and their replacements, and drops what it likes too well."""
 
-    def __init__(self, score: ScorePairs, passages: CorpusDataset, *, margin: float, most: int) -> None:
+    def __init__(self, score: ScorePairs, passages: Passages, *, margin: float, most: int) -> None:
         """Take the parts.
 
         Args:
@@ -83,7 +83,7 @@ class Teacher:
         return scores[: len(rows)], np.where(np.isfinite(lowest), lowest, np.nan).astype(np.float32)
 
 
-def teacher_of(path: Path, pool: EmbedPool, passages: CorpusDataset, *, margin: float, most: int) -> Teacher:
+def teacher_of(path: Path, pool: EmbedPool, passages: Passages, *, margin: float, most: int) -> Teacher:
     """Open a teacher; its model is loaded by the pool's workers.
 
     Args:

@@ -40,7 +40,7 @@ class IndexBuild:
     """The cheapest search that reaches this recall@10 is chosen."""
     workers: int = 1
     """Processes on Ray that add vectors; 1 is this one, with all its threads."""
-    address: str | None = None
+    ray_address: str | None = None
     """Of an existing Ray cluster that sees the same files."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where k-means is trained."""
@@ -76,7 +76,7 @@ class IndexBuild:
                 config,
                 queries,
                 progress,
-                workers=Workers(count=self.workers, address=self.address),
+                workers=Workers(count=self.workers, address=self.ray_address),
                 report=write_index_report,
             )
         return {"index": str(self.out), **_facts(manifest), "report": str(_folder(self.out, manifest) / REPORT_NAME)}

@@ -20,9 +20,9 @@ from data_shards.samples import Pair, Passage
 _QUERY = ("query", "anchor", "question")
 _POSITIVE = ("positive", "positives", "pos", "positive_passages", "passage", "answer")
 _NEGATIVE = ("negative", "negatives", "neg", "negative_passages", "hard_negatives")
-_ID = ("id", "_id", "docid", "pid", "passage_id")
+ID_COLUMNS = ("id", "_id", "docid", "pid", "passage_id")
 _QUERY_ID = ("query_id", "qid", "_id", "id")
-_TEXT = ("text", "contents", "content", "passage", "body")
+TEXT_COLUMNS = ("text", "contents", "content", "passage", "body")
 _TEACHER_POSITIVES = ("teacher_positives", "pos_scores")
 _TEACHER_NEGATIVES = ("teacher_negatives", "neg_scores")
 _TEACHER = ("scores", "score")
@@ -95,9 +95,9 @@ def pair_of(row: Row, columns: Columns, source: str) -> Pair:
 
 def passage_of(values: dict[str, Any], row: Row, columns: Columns = _USUAL) -> Passage:
     """Read a passage from an object of a row, or from the row's own values; see `pair_of`."""
-    name = columns.text or next((name for name in _TEXT if name in values), None)
+    name = columns.text or next((name for name in TEXT_COLUMNS if name in values), None)
     if name is None or name not in values:
-        tried = columns.text or ", ".join(_TEXT)
+        tried = columns.text or ", ".join(TEXT_COLUMNS)
         raise row.error(f"a passage has no text (looked for {tried}); there are: {_list(values)}")
     if columns.title and columns.title not in values:
         raise row.error(f"a passage has no {columns.title}, its title's column; there are: {_list(values)}")
@@ -105,7 +105,7 @@ def passage_of(values: dict[str, Any], row: Row, columns: Columns = _USUAL) -> P
     text, title = "" if text is None else text, "" if title is None else title
     if not isinstance(text, str) or not isinstance(title, str):
         raise row.error(f"a passage's title or {name} is not text")
-    given_id = _first(row._replace(values=values), columns.id, _ID, "id")
+    given_id = _first(row._replace(values=values), columns.id, ID_COLUMNS, "id")
     passage_id = str(given_id) if given_id is not None else f"p{exact_hash(title, text):016x}"
     return Passage(id=passage_id, title=title, text=text)
 

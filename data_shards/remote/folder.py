@@ -17,7 +17,7 @@ from typing import BinaryIO
 from data_shards.errors import UserError
 from data_shards.remote.cache import ShardCache
 from data_shards.remote.prefetch import Prefetcher
-from data_shards.remote.transfer import Retry, Source, Wanted, fetch, stat
+from data_shards.remote.transfer import RemoteStat, Retry, Source, Wanted, fetch, fetch_tail, listed, stat
 from data_shards.storage import CacheConfig, FetchStats, plain_name
 
 _CLOSE_TIMEOUT_S = 5.0
@@ -81,6 +81,22 @@ class RemoteFolder:
         except UserError:
             return None
 
+    def names(self) -> list[str]:
+        """See `Storage`."""
+        return listed(self._source, self._retry)
+
+    def tail(self, name: str, size: int) -> bytes:
+        """See `Storage`."""
+        whole = self._stat(name).size
+        if whole is None:
+            raise UserError(f"{self.location} does not tell the size of {name}; copy it to this machine")
+        return fetch_tail(self._source, plain_name(name), max(whole - size, 0), self._retry)
+
+    def tag(self, name: str) -> str:
+        """See `Storage`."""
+        found = self._stat(name)
+        return f"{found.size} bytes, {found.tag or 'of no known version'}"
+
     def prefetch(self, names: Sequence[tuple[str, int | None, str | None]]) -> None:
         """See `Storage`. What other processes fetch at the moment is left to them."""
         ahead: list[Wanted] = []
@@ -117,14 +133,16 @@ class RemoteFolder:
         if wanted.sha256 is not None:
             parts = ["sha256", wanted.sha256, wanted.name]
         else:
-            found = stat(self._source, wanted.name, retry)
-            if found is None:
-                raise UserError(
-                    f"{self.location} has no {wanted.name}; check the location, or copy the dataset there again"
-                )
+            found = self._stat(wanted.name, retry)
             wanted = wanted._replace(size=found.size if wanted.size is None else wanted.size)
             parts = ["version", self._identity, found.version, wanted.name]
         return wanted, hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def _stat(self, name: str, retry: Retry | None = None) -> RemoteStat:
+        found = stat(self._source, plain_name(name), retry or self._retry)
+        if found is None:
+            raise UserError(f"{self.location} has no {name}; check the location, or copy the dataset there again")
+        return found
 
     def _fetch(self, wanted: Wanted, file: BinaryIO, retry: Retry) -> None:
         began = time.monotonic()

@@ -36,6 +36,7 @@ _WEB = ("http", "https")
 _S3 = ("s3", "s3a")
 _DENIED = (401, 403)
 _MISSING = (404, 410)
+_TELLING = ("etag", "md5hash", "last-modified", "lastmodified", "mtime", "created")  # of the content, best first
 _PASSING = (408, 425, 429)  # client errors that time mends: timeout, too early, too many requests
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "DefaultCredentialsError")
 _BAD_REQUESTS = ("ParamValidationError", "ProfileNotFound", "InvalidRegionError")
@@ -69,7 +70,16 @@ class ObjectStore:
             info = self._call("info", self._url(name))
         known = sorted((key, str(value)) for key, value in info.items())
         changing = {key.lower() for key in info} & {"etag", "last-modified", "lastmodified", "mtime", "created"}
-        return RemoteStat(size=info.get("size"), version=str(known) if changing else self._unversioned)
+        told = {key.lower(): value for key, value in info.items()}
+        tag = next((f"{key} {told[key]}" for key in _TELLING if told.get(key)), "")
+        return RemoteStat(size=info.get("size"), version=str(known) if changing else self._unversioned, tag=tag)
+
+    def names(self) -> list[str]:
+        """List the folder."""
+        parts = self._parts._replace(query="", fragment="")
+        with _in_our_words():
+            found = self._call("ls", urlunsplit(parts), detail=True)
+        return [entry["name"].rsplit("/", 1)[-1] for entry in found if entry["type"] == "file"]
 
     def blocks(self, name: str, begin: int, size: int | None) -> Iterator[bytes]:
         """Yield ranges, one request each."""
@@ -120,6 +130,10 @@ class ObjectStore:
 
 class WebFolder(ObjectStore):
     """A folder of a web server: one request a file, since many servers know no ranges."""
+
+    def names(self) -> list[str]:
+        """Refuse: web servers list nothing that could be relied on."""
+        raise RefusedError("a web server does not list its files; name one file, or give shards with a manifest")
 
     def blocks(self, name: str, begin: int, size: int | None) -> Iterator[bytes]:
         """Yield the body as it comes; where the server sends all of it anew, without the first `begin` bytes."""

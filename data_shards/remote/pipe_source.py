@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from data_shards.errors import UserError
-from data_shards.remote.transfer import RemoteStat, TransientError, in_a_line
+from data_shards.remote.transfer import RefusedError, RemoteStat, TransientError, in_a_line
 
 PIPE = "pipe:"
 
@@ -40,6 +40,10 @@ class PipeSource:
         # Arguments often carry tokens: the program's name has to do.
         self.location = f"{PIPE}{self._command.split()[0]} …"
         self._version = uuid.uuid4().hex
+
+    def names(self) -> list[str]:
+        """Refuse: a command gives files and no list."""
+        raise RefusedError("a command does not list files; give shards with a manifest")
 
     def stat(self, name: str) -> RemoteStat:
         """Say that nothing is known: a copy that no checksum names serves this dataset while it is open."""

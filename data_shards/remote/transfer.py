@@ -7,15 +7,17 @@ import logging
 import random
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
 from data_shards.errors import ShardCorruptError, UserError
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 30.0
 _MOST_MESSAGE_CHARS = 300
+
+Answer = TypeVar("Answer")
 
 _log = logging.getLogger(__name__)
 _dice = random.Random()  # of its own: jitter must not move anybody's seeded stream
@@ -36,6 +38,8 @@ class RemoteStat(NamedTuple):
     """Bytes; None where it does not know."""
     version: str
     """Changes when the content does, as far as the source can tell."""
+    tag: str = ""
+    """The same in words that another process or a copy of the source would use; empty where it cannot tell."""
 
 
 class TransientError(Exception):
@@ -65,6 +69,10 @@ class Source(Protocol):
     @property
     def tells_missing(self) -> bool:
         """Whether it raises FileNotFoundError for a missing file, and no other error."""
+        ...
+
+    def names(self) -> list[str]:
+        """List the folder's files; RefusedError where that cannot be."""
         ...
 
     def stat(self, name: str) -> RemoteStat:
@@ -145,12 +153,42 @@ def stat(source: Source, name: str, retry: Retry) -> RemoteStat | None:
     Raises:
         UserError: the source refuses or does not answer.
     """
+    try:
+        return _patiently(source, name, retry, lambda: source.stat(name))
+    except FileNotFoundError:
+        return None
+
+
+def listed(source: Source, retry: Retry) -> list[str]:
+    """Return the names of a folder's files; none where it is not there.
+
+    Raises:
+        UserError: the source refuses, cannot list, or does not answer.
+    """
+    try:
+        return sorted(_patiently(source, "its list of files", retry, source.names))
+    except FileNotFoundError:
+        return []
+
+
+def fetch_tail(source: Source, name: str, begin: int, retry: Retry) -> bytes:
+    """Return a file's bytes from `begin` on.
+
+    Raises:
+        UserError: it is not there, the source refuses or does not answer.
+    """
+    try:
+        return _patiently(source, name, retry, lambda: b"".join(source.blocks(name, begin, None)))
+    except FileNotFoundError:
+        raise UserError(f"{source.location} has no {name}; check the location") from None
+
+
+def _patiently(source: Source, name: str, retry: Retry, ask: Callable[[], Answer]) -> Answer:
+    """Ask, and again where that breaks off; FileNotFoundError is the asker's."""
     failures = 0
     while True:
         try:
-            return source.stat(name)
-        except FileNotFoundError:
-            return None
+            return ask()
         except RefusedError as error:
             raise UserError(
                 f"{source.location} refuses {name}: {error}; check the location and your credentials"

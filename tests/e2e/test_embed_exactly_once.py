@@ -27,7 +27,7 @@ from data_shards.writer import ShardWriter
 from encoder.embed import embed_texts
 from encoder.model import Encoder, EncoderSettings, ScratchConfig, scratch_encoder
 from encoder.snapshot import load_encoder, save_snapshot
-from index_build import ray_pool
+from index_build import ray_crew
 from index_build.embedding_part import part_files
 from index_build.embedding_set import EmbeddingSet
 from index_build.index import build_index
@@ -112,7 +112,7 @@ def test_exactly_once_when_workers_are_killed(
 
     They follow the parts that are done, not the clock: on a fast machine all would be over before the first.
     """
-    monkeypatch.setattr(ray_pool, "_DEATHS_PER_JOB", 100)  # by chance all may hit the same shard
+    monkeypatch.setattr(ray_crew, "_DEATHS_PER_JOB", 100)  # by chance all may hit the same shard
     out = place / "workers_killed"
     moments = random.Random(5)
     killed: list[int] = []

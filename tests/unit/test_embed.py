@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from encoder import embed
+from encoder import batches
 from encoder.embed import embed_texts
 from encoder.model import Encoder
 from tests.unit.tiny import TEXTS, tiny_encoder
@@ -32,7 +32,7 @@ def test_any_batch_budget_gives_the_vectors_of_single_texts_in_order(encoder: En
 
 def test_order_is_kept_over_windows(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = embed_texts(encoder, MANY, side="passage")
-    monkeypatch.setattr(embed, "_WINDOW_TEXTS", 7)
+    monkeypatch.setattr(batches, "WINDOW_TEXTS", 7)
     assert np.abs(embed_texts(encoder, MANY, side="passage") - whole).max() < 1e-6
 
 

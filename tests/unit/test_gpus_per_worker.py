@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from index_build.ray_pool import gpus_per_worker
+from index_build.ray_crew import gpus_per_worker
 
 
 @pytest.mark.parametrize(
