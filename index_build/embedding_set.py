@@ -117,14 +117,7 @@ class EmbeddingSet:
         Raises:
             UserError: a file holds another form than the manifest speaks of.
         """
-        found = []
-        for number in range(len(self.parts)):
-            path = part_files(self.folder, number).vectors
-            part: Stored = np.load(path, mmap_mode="r", allow_pickle=False)
-            if not is_stored_as(part, self.kept, self.dim) or len(part) != self.parts[number].rows:
-                raise UserError(f"{path} holds no {self.kept} vectors of {self.dim}; run `dipole embed` again")
-            found.append(part)
-        return found
+        return [self._part(number) for number in range(len(self.parts))]
 
     def blocks(self, rows: int = _BLOCK_ROWS) -> Iterator[tuple[int, Float32s]]:
         """Yield (number of the first row, float32 [at most `rows`, dim]), through the whole set in order."""
@@ -133,6 +126,27 @@ class EmbeddingSet:
             for start in range(0, len(part), rows):
                 yield first + start, unpack(part[start : start + rows], self.kept, self.dim)
             first += len(part)
+
+    def span(self, first: int, stop: int) -> Float32s:
+        """Return the vectors of the rows from `first` to before `stop`: float32 [stop - first, dim].
+
+        Quicker than `gather`, and only the parts that hold them are opened: one at a time.
+
+        Raises:
+            IndexError: a row is not in the set.
+        """
+        if not 0 <= first <= stop <= self.rows:
+            raise IndexError(f"rows {first} to {stop} of an embedding set of {self.rows}")
+        found = np.empty((stop - first, self.dim), dtype=np.float32)
+        at = first
+        while at < stop:
+            owner = int(np.searchsorted(self._ends, at, side="right"))
+            end = min(stop, int(self._ends[owner]))
+            begin = int(self._ends[owner]) - self.parts[owner].rows
+            rows = self._part(owner)[at - begin : end - begin]
+            found[at - first : end - first] = unpack(rows, self.kept, self.dim)
+            at = end
+        return found
 
     def gather(self, rows: Int64s) -> Float32s:
         """Return the vectors of any rows: float32 [len(rows), dim].
@@ -179,6 +193,13 @@ class EmbeddingSet:
         numbers = range(len(self.parts))
         found: Int64s = np.concatenate([self._column(number, "exact_hash").to_numpy() for number in numbers])
         return found
+
+    def _part(self, number: int) -> Stored:
+        path = part_files(self.folder, number).vectors
+        part: Stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not is_stored_as(part, self.kept, self.dim) or len(part) != self.parts[number].rows:
+            raise UserError(f"{path} holds no {self.kept} vectors of {self.dim}; run `dipole embed` again")
+        return part
 
     def _column(self, part: int, name: str) -> pa.ChunkedArray:
         return pq.read_table(part_files(self.folder, part).ids, columns=[name]).column(name)

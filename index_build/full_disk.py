@@ -22,9 +22,13 @@ def told_in_one_line(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # Arrow's errors carry no number.
-        if error.errno not in _FULL and not any(word in str(error) for word in ("No space left", "File too large")):
+        if not is_full(error):
             raise
         raise UserError(
             f"the disk of {folder} is full; free some of it and run `dipole embed` again: what is done is kept"
         ) from error
+
+
+def is_full(error: OSError) -> bool:
+    """Whether an error says that there is no room; Arrow's carry no number."""
+    return error.errno in _FULL or any(word in str(error) for word in ("No space left", "File too large"))

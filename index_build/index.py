@@ -174,7 +174,7 @@ def made_of(vectors: EmbeddingSet, found: Calibration, wanted: float) -> IndexMa
         recall=found.chosen.recall,
         latency_ms=found.chosen.latency_ms,
         training={},
-        embedding_set={"path": str(vectors.folder.absolute()), "hash": vectors.hash},
+        embedding_set={"path": str(vectors.folder.absolute()), "hash": vectors.hash, "kept": vectors.kept},
         snapshot=vectors.snapshot,
         corpus=vectors.corpus,
         versions={"faiss": faiss.__version__, "numpy": np.__version__},

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from data_shards.corpora import open_corpus
 from data_shards.errors import UserError
-from data_shards.manifest import MANIFEST_NAME as CORPUS_MANIFEST
 from data_shards.samples import id_hash
 from index_build.embedding_set import MANIFEST_NAME as SET_MANIFEST, EmbeddingSet
 from index_build.faiss_shape import blocked_lists, inverted
@@ -22,13 +21,13 @@ from index_build.index_version import IDS_NAME, OpenIndex, current_version, list
 Int64s = NDArray[np.int64]
 
 
-def check_index(root: Path, embeddings: Path | None = None, corpus: Path | None = None) -> dict[str, Any]:
+def check_index(root: Path, embeddings: Path | None = None, corpus: Path | str | None = None) -> dict[str, Any]:
     """Verify every version.
 
     Args:
         root: folder of the versions.
         embeddings: the set of the current version, where it has moved; without one each version's own is looked for.
-        corpus: likewise the corpus.
+        corpus: likewise the corpus; also a URL.
 
     Returns:
         `current`, and of each version its factory, ntotal and recall, and what its ids were `compared` with.
@@ -119,11 +118,11 @@ def _against_set(opened: OpenIndex, given: Path | None, verified: set[str]) -> s
     return "embedding set"
 
 
-def _against_corpus(opened: OpenIndex, given: Path | None, known: dict[str, Int64s]) -> str:
-    """See that every id is one of the corpus; empty where the corpus is not there any more."""
+def _against_corpus(opened: OpenIndex, given: Path | str | None, known: dict[str, Int64s]) -> str:
+    """See that every id is one of the corpus; empty where the corpus is not there any more, or is far away."""
     made = opened.manifest.corpus
-    folder = given or Path(made["path"])
-    if given is None and not (folder / CORPUS_MANIFEST).exists():
+    folder = given or str(made["path"])
+    if given is None and not Path(folder).exists():  # a URL is read where it is given: that may take long
         return ""
     corpus = open_corpus(folder)
     if corpus.dataset_id != made["dataset_id"]:

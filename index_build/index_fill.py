@@ -29,6 +29,7 @@ from data_shards.npy import npy_bytes
 from data_shards.permutation import permute, round_keys
 from index_build.embedding_set import EmbeddingSet
 from index_build.faiss_shape import can_merge, inverted, list_sizes, lists_of, reason, refined, row_bytes
+from index_build.full_disk import is_full
 from index_build.gpu import train_on_gpus
 from index_build.index_choice import WORKING_BYTES, Choice
 from index_build.index_config import IndexConfig
@@ -228,7 +229,7 @@ def room_on(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if not is_full(error):
             raise
         raise UserError(
             f"the disk of {place.parent} is full; free some of it and run again: what was done is found, and the "

@@ -39,7 +39,7 @@ class IndexManifest:
     training: dict[str, int]
     """Sampled `rows` and the `seed` of the sample; empty for an index that is not trained."""
     embedding_set: dict[str, str]
-    """`path` and `hash` of the vectors."""
+    """`path` and `hash` of the vectors, and the form in which they are `kept`."""
     snapshot: dict[str, str]
     """`path` and `hash` of the encoder that made them."""
     corpus: dict[str, Any]

@@ -10,13 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from data_shards.errors import UserError
 from index_build.embedding_part import part_files
 from index_build.embedding_set import EmbeddingSet
 
 BLOCK_BYTES = 32 << 20
 """Of float32 vectors that are in memory at a time."""
 
-_ID_COLUMNS = ("id", "id_hash", "content_hash")
+_ID_COLUMNS = ("id", "id_hash", "exact_hash")
 _ID_ROWS = 65_536
 
 Bools = NDArray[np.bool_]
@@ -60,7 +61,7 @@ def row_blocks(vectors: EmbeddingSet, first: int, stop: int) -> Iterator[tuple[i
     """Yield (number of the first row, float32 [n, dim]) of a range of rows, in order."""
     step = block_rows(vectors.dim)
     for begin in range(first, stop, step):
-        yield begin, vectors.gather(np.arange(begin, min(begin + step, stop), dtype=np.int64))
+        yield begin, vectors.span(begin, min(begin + step, stop))
 
 
 def gather(vectors: EmbeddingSet, rows: Int64s) -> Float32s:
@@ -68,8 +69,10 @@ def gather(vectors: EmbeddingSet, rows: Int64s) -> Float32s:
 
     A set's files are mapped into memory while they are read: in small pieces, so that what was mapped is given back.
     """
-    found = np.empty((len(rows), vectors.dim), dtype=np.float32)
     step = block_rows(vectors.dim)
+    if len(rows) <= step:
+        return vectors.gather(rows)
+    found = np.empty((len(rows), vectors.dim), dtype=np.float32)
     for begin in range(0, len(rows), step):
         found[begin : begin + step] = vectors.gather(rows[begin : begin + step])
     return found
@@ -98,12 +101,12 @@ def id_blocks(path: Path) -> Iterator[tuple[int, list[str], Int64s]]:
 
 
 def hash_columns(*paths: Path) -> tuple[Int64s, Int64s]:
-    """Return the hashes of ids and of contents, 16 bytes a row; no id is read."""
+    """Return the hashes of ids and of what the encoder read, 16 bytes a row; no id is read."""
     ids, contents = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for path in paths:
         for batch in _batches(path, _ID_COLUMNS[1:]):
             ids.append(batch.column("id_hash").to_numpy())
-            contents.append(batch.column("content_hash").to_numpy())
+            contents.append(batch.column("exact_hash").to_numpy())
     return np.concatenate(ids), np.concatenate(contents)
 
 
@@ -123,4 +126,6 @@ def set_hash_blocks(vectors: EmbeddingSet) -> Iterator[tuple[int, Int64s]]:
 
 def _batches(path: Path, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(path) as file:
+        if missing := set(columns) - set(file.schema_arrow.names):
+            raise UserError(f"{path} has no {min(missing)}: an earlier dipole wrote it; embed and index anew")
         yield from file.iter_batches(batch_size=_ID_ROWS, columns=list(columns))

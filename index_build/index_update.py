@@ -95,6 +95,11 @@ def update_index(
                 f"{vectors.folder} was embedded by {vectors.snapshot['hash']}, {root} by {made.snapshot['hash']}: "
                 "vectors of two snapshots cannot be compared; run `dipole index build`"
             )
+        if made.embedding_set["kept"] != vectors.kept:
+            raise UserError(
+                f"{vectors.folder} keeps {vectors.kept} vectors, {root} was made of {made.embedding_set['kept']}; "
+                "run `dipole index build`, or embed in that form"
+            )
         difference = compare(opened, vectors)
         if made.embedding_set["hash"] == vectors.hash and not len(difference.new_rows):
             _log.info("%s already holds %s", opened.folder, vectors.folder)

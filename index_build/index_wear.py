@@ -24,7 +24,7 @@ MOST_IMBALANCE = 1.5
 MOST_DISTANCE = 1.25
 """Times the mean squared distance to the list's centre that the rows had at the build."""
 
-SAMPLE_ROWS = 2_000
+SAMPLE_ROWS = 1_000
 
 
 def wear_of(

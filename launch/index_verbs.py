@@ -175,8 +175,8 @@ class IndexCheck:
     """Folder of its versions."""
     embeddings: Path | None = None
     """The current version's embedding set, where it has moved."""
-    corpus: Path | None = None
-    """The current version's corpus, where it has moved."""
+    corpus: str | None = None
+    """The current version's corpus, where it has moved; a URL is compared with only where it is given."""
 
     def run(self) -> dict[str, Any]:
         """Verify, and return the versions."""

@@ -150,3 +150,13 @@ def test_the_marker_goes_last_and_an_old_one_first(tmp_path: Path, monkeypatch: 
         with pytest.raises(OSError, match="disk full"):
             write_part(folder, 0, vectors(0, 3), passages(0, 3), BY)
         assert not part_files(folder, 0).done.exists()
+
+
+def test_a_span_is_what_gathering_its_rows_gives(tmp_path: Path) -> None:
+    found = two_part_set(tmp_path)
+    for first in range(6):
+        for stop in range(first, 6):
+            np.testing.assert_array_equal(found.span(first, stop), found.gather(np.arange(first, stop)))
+    for first, stop in ((-1, 2), (3, 2), (0, 6)):
+        with pytest.raises(IndexError, match=f"rows {first} to {stop} of an embedding set of 5"):
+            found.span(first, stop)

@@ -42,7 +42,8 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> EmbeddingSet:
 def after(tmp_path_factory: pytest.TempPathFactory) -> EmbeddingSet:
     """100 passages gone, 50 with another text, 150 new, in another order and other parts."""
     old, fresh = clustered(ROWS, DIM, 0), clustered(200, DIM, 7)
-    changed = [Passage(id=f"p{row}", text=f"another {row}") for row in range(1_150, 1_200)]
+    # Texts that differ in case alone are others to an encoder.
+    changed = [Passage(id=f"p{row}", text=f"Text p {row}") for row in range(1_150, 1_200)]
     passages = [*numbered(ROWS)[100:1_150], *changed, *numbered(150, "new")]
     vectors = np.concatenate([old[100:1_150], fresh])
     order = np.random.default_rng(3).permutation(len(passages))
