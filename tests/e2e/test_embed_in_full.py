@@ -1,4 +1,4 @@
-"""Embedding on Ray beyond the plain case: remote corpora, a crew that grows, a passage that kills, storms of kills."""
+"""Embedding on Ray in full: remote corpora, a crew that grows, a passage that kills, storms of kills."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,6 @@ import pytest
 
 pytest.importorskip("moto", reason="needs moto[server] and s3fs: pip install -e '.[test]'")
 
-from ray import cloudpickle
-
 from data_shards.samples import Passage
 from data_shards.writer import ShardWriter
 from encoder.model import EncoderSettings, ScratchConfig, scratch_encoder
@@ -30,9 +29,8 @@ from index_build.corpus_job import Wish
 from index_build.embedding_part import part_files
 from index_build.embedding_set import EmbeddingSet
 from index_build.ray_pool import EmbedPool
-from tests.e2e import deadly_worker
 from tests.e2e.conftest import dipole
-from tests.e2e.deadly_worker import WORD, DeadlyWorker
+from tests.e2e.deadly_worker import WORDS, deadly_worker
 from tests.e2e.s3_server import S3Server
 
 pytestmark = pytest.mark.ray
@@ -97,8 +95,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture(scope="module")
 def pool(s3: S3Server) -> Iterator[EmbedPool]:
-    cloudpickle.register_pickle_by_value(deadly_worker)  # the workers need not find this folder
-    with EmbedPool(workers=1, max_workers=2, worker=DeadlyWorker) as pool:
+    with EmbedPool(workers=1, max_workers=2, worker=deadly_worker()) as pool:
         yield pool
 
 
@@ -146,7 +143,7 @@ def test_remote_shards_and_parquet_give_what_local_ones_give(
 def test_a_passage_that_kills_its_worker_is_left_out(place: Path, pool: EmbedPool, plain: EmbeddingSet) -> None:
     """With no exception to tell of it: workers that come after the dead ones find it by halves."""
     rows = passages(SHARDS * PER_SHARD)
-    rows[97] = Passage(id="p97", title="deadly", text=f"a {WORD} among others")
+    rows[97] = Passage(id="p97", title="deadly", text=f"a {WORDS} among others")
     corpus = write_shards(place / "deadly", rows)
     found = pool.embed_corpus(place / "snapshot", corpus, place / "of_deadly")
     assert [(each.id, each.row, each.reason) for each in found.quarantined] == [
@@ -174,8 +171,7 @@ def test_a_storm_of_kills(place: Path, plain: EmbeddingSet) -> None:
     done: set[str] = set()
     for kills_driver in (True, True, False):
         with subprocess.Popen(command) as driver:
-            wanted = len(done) + 1
-            wait_for(lambda: len(done_parts(out)) >= wanted or driver.poll() is not None, "a part to be done")
+            wait_for(partial(has_gone_on, out, len(done), driver), "a part to be done")
             time.sleep(dice.uniform(0, 0.1))
             family = psutil.Process(driver.pid).children(recursive=True) if driver.poll() is None else []
             for worker in [each for each in family if is_worker(each)][: dice.randint(0, 1)]:
@@ -213,6 +209,10 @@ def test_the_command_takes_it_all(place: Path, s3: S3Server) -> None:
         expect=2,
     )
     assert "with kept int8 (now float16); a set is never mixed" in refused["stderr"]
+
+
+def has_gone_on(out: Path, done: int, driver: subprocess.Popen[bytes]) -> bool:
+    return len(done_parts(out)) > done or driver.poll() is not None
 
 
 def done_parts(out: Path) -> dict[str, int]:
