@@ -18,6 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 QUICKSTART_OUT ?= runs/quickstart
 TORCH_INDEX ?=
 ARGS ?=
+SEEDS ?= 1
 
 # Pinned, and installed before all else: left to a range, pip takes the newest CUDA build, gigabytes on any machine.
 TORCH := torch==2.13.0
@@ -28,7 +29,7 @@ KIND := $(if $(filter 1 yes true,$(GPU)),gpu,cpu)
 OTHER_KIND := $(if $(filter gpu,$(KIND)),cpu,gpu)
 SETUP := $(VENV)/.setup-$(KIND)
 
-.PHONY: help setup quickstart test test-slow test-slurm check format bench clean
+.PHONY: help setup quickstart test test-slow test-slurm test-chaos check format bench clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -41,13 +42,16 @@ quickstart: $(SETUP)  ## the whole main job on this machine, in minutes, with no
 	exec $(BIN)/dipole quickstart --out "$$out" $(ARGS)
 
 test: $(SETUP)  ## every test that is not slow and needs no cluster
-	$(BIN)/python -m pytest -m "not slow and not slurm" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not slurm and not chaos" $(ARGS)
 
 test-slow: $(SETUP)  ## the slow tests alone: long runs, many kills
 	$(BIN)/python -m pytest -m slow $(ARGS) || [ $$? -eq 5 ]  # 5: there are none
 
 test-slurm: $(SETUP)  ## a real two-node Slurm on this machine, as root (apt-get install slurm-wlm munge)
 	$(BIN)/python -m pytest -m slurm tests/cluster $(ARGS)
+
+test-chaos: $(SETUP)  ## kill storms over training and mining; SEEDS="1 2 3" are storms of their own
+	SEEDS="$(SEEDS)" $(BIN)/python -m pytest -m chaos tests/chaos $(ARGS)
 
 check: $(SETUP)  ## lint, format, types, floors: what CI holds every change to
 	$(BIN)/ruff check

@@ -137,7 +137,7 @@ def _smallest_need(rows: int, dim: int, config: IndexConfig, budget: int) -> Cho
         except UserError:  # an older FAISS does not know it
             continue
         if sized.memory_bytes <= budget:
-            passed.append(f"{codes.name} takes {gib(sized.memory_bytes)} with all that works on it")
+            passed.append(f"{codes.name} codes fit, with {gib(sized.memory_bytes)} for all that works on them")
             return _explained(sized, "; ".join(passed))
         passed.append(f"{gib(sized.memory_bytes)} with {codes.name} exceed the budget of {gib(budget)}")
     if config.on_disk == "never":

@@ -59,13 +59,13 @@ def wear_of(
     return {**found, **now, **{f"{name}_built": built.get(f"{name}_built", value) for name, value in now.items()}}
 
 
-def why_rebuild(wear: Mapping[str, float], recall: Recall, before: float) -> str:
+def why_rebuild(wear: Mapping[str, float], recall: Recall, least_recall: float) -> str:
     """Return why the index should be built anew; empty where nothing has passed its bound.
 
     Args:
         wear: see `wear_of`.
         recall: as it is now.
-        before: the recall that was wanted, or had, if that was less.
+        least_recall: what was wanted, or was had, if that was less.
     """
     causes = []
     if wear["dead_share"] > MOST_DEAD_SHARE:
@@ -79,8 +79,10 @@ def why_rebuild(wear: Mapping[str, float], recall: Recall, before: float) -> str
         before = wear.get(f"{name}_built", 0.0)
         if before > 0 and wear[name] > bound * before:
             causes.append(f"{what} {wear[name] / before:.2f} times that of the build (bound {bound:g})")
-    if recall.high < before:
-        causes.append(f"its recall has fallen to {recall.value:.3f} (at most {recall.high:.3f}) from {before:.3f}")
+    if recall.high < least_recall:
+        causes.append(
+            f"its recall is {recall.value:.3f}, at most {recall.high:.3f}, and was to be {least_recall:.3f}"
+        )
     return "; ".join(causes)
 
 

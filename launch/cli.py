@@ -45,6 +45,8 @@ _VERBS = {
     "launch cancel": ("launch.launch_verbs", "LaunchCancel", "end a launch, with a checkpoint"),
     "launch list": ("launch.launch_verbs", "LaunchList", "all launches"),
     "search": ("launch.search_verbs", "Search", "search an index with a text"),
+    "export": ("launch.export_verb", "Export", "an embedding set as Parquet or Lance, or in Milvus or Qdrant"),
+    "serve": ("launch.serve_verb", "Serve", "search an index over HTTP, through exchanges of its versions"),
     "evaluate": ("launch.search_verbs", "Evaluate", "nDCG@10, MRR@10, Recall@100 on a BEIR folder"),
 }
 

@@ -90,13 +90,13 @@ def draw_curve(curve: Rows, chosen: Mapping[str, int], wanted: float, width: int
     for place, point in enumerate(curve):
         if point["search"] == dict(chosen):
             axes.plot(times[place], values[place], marker="o", markersize=11, color=ACCENT)
-            near_end = times[place] > np.sqrt(times.min() * times.max())
+            right = times[place] > times.max() * (times.min() / times.max()) ** 0.3
             axes.annotate(
                 settings(point["search"]),
                 (times[place], values[place]),
-                (-10 if near_end else 10, -16),
+                (6 if right else 10, -26 if right else -18),  # under a rising curve there is room
                 textcoords="offset points",
-                ha="right" if near_end else "left",
+                ha="right" if right else "left",
                 weight="bold",
                 color=INK,
             )
@@ -118,7 +118,6 @@ def _tiles(manifest: IndexManifest) -> list[dict[str, str]]:
         {"value": f"{recall.value:.3f}", "name": f"recall@{recall.k}", "kind": "trained"},
         {"value": f"{manifest.latency_ms['median']:.3g} ms", "name": "a query, median", "kind": ""},
         {"value": f"{manifest.queries_per_s:,.0f}", "name": "queries a second", "kind": ""},
-        {"value": f"{manifest.ntotal:,}", "name": "passages", "kind": ""},
     ]
 
 
@@ -151,6 +150,7 @@ def _table(manifest: IndexManifest) -> list[dict[str, Any]]:
 
 def _made(manifest: IndexManifest) -> list[tuple[str, str, str]]:
     rows = [
+        ("passages", f"{manifest.ntotal:,}", ""),
         ("FAISS factory", manifest.factory, "lists on disk" if manifest.on_disk else "in memory"),
         ("search", settings(manifest.search), f"threads {manifest.latency_ms['threads']:g}"),
         ("95% of queries within", f"{manifest.latency_ms['p95']:.3g} ms", "one at a time"),
@@ -159,8 +159,8 @@ def _made(manifest: IndexManifest) -> list[tuple[str, str, str]]:
     if manifest.training:
         rows.append(("trained on", f"{manifest.training['rows']:,} rows", f"seed {manifest.training['seed']}"))
     if manifest.seconds:
-        steps = ", ".join(f"{name} {taken:,.1f}" for name, taken in manifest.seconds.items())
-        rows.append(("seconds", f"{sum(manifest.seconds.values()):,.1f}", steps))
+        steps = ", ".join(f"{name} {taken:,.2f}" for name, taken in manifest.seconds.items())
+        rows.append(("seconds", f"{sum(manifest.seconds.values()):,.2f}", steps))
     return rows
 
 

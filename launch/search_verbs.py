@@ -21,7 +21,7 @@ class Search:
     """Folder made by `dipole index build`."""
     model: Path
     """The snapshot that embedded the corpus."""
-    corpus: Path | None = None
+    corpus: str | None = None
     """The corpus, where it has moved since."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
     """Passages wanted."""

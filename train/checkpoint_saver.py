@@ -184,8 +184,17 @@ class CheckpointSaver:
                 publish(save.temporary, path)
                 rotate(self._root, save.state, keep=self._keep)
         except BaseException as error:
-            save.error = self._explain(save, error)
-            self._clear_up(save)
+            if not self._is_published(save, path):
+                save.error = self._explain(save, error)
+                self._clear_up(save)
+
+    def _is_published(self, save: _Save, path: Path) -> bool:
+        """Whether the first rank has seen this rank's part whole and committed all, while this rank was at its end.
+
+        What is left then is to flush the folder, under a name that it has no longer.
+        """
+        part = f"{part_name(self._rank, self._world)}.json"
+        return self._rank > 0 and not save.temporary.exists() and (path / part).exists()
 
     def _wait_for_parts(self, save: _Save) -> None:
         """Wait until every rank has committed its part, or one says that it cannot."""

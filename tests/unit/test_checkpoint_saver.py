@@ -316,3 +316,33 @@ def test_a_file_that_may_not_grow_is_the_same(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert names(tmp_path) == ["step-0000002"]
     assert_holds(tmp_path / "step-0000002", 2)
+
+
+def test_a_rank_whose_part_is_published_before_it_has_flushed_the_folder_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first rank commits as soon as it sees every part; another may be about to flush the folder's old name."""
+    to = saver(tmp_path)
+    to._rank, to._world = 1, 2
+    final = tmp_path / "step-0000007"
+
+    def written_and_renamed(folder: Path, own: list[Piece], **options: Any) -> None:
+        folder.mkdir(parents=True)
+        write_part(folder, own, **options)
+        folder.rename(final)
+        (folder / "gone").read_bytes()
+
+    monkeypatch.setattr(checkpoint_saver, "write_part", written_and_renamed)
+    save(to, 7)
+    to.wait()
+    assert names(tmp_path) == ["step-0000007"]
+    # Without its own part there, the same error is what it looks like.
+    final.rename(tmp_path / "elsewhere")
+
+    def given_up(folder: Path, own: list[Piece], **options: Any) -> None:
+        (folder / "gone").read_bytes()
+
+    monkeypatch.setattr(checkpoint_saver, "write_part", given_up)
+    save(to, 8)
+    with pytest.raises(CheckpointError, match="rank 0 gave it up, and says why"):
+        to.wait()

@@ -10,35 +10,14 @@ import numpy as np
 import pytest
 
 from data_shards.errors import UserError
-from data_shards.samples import Passage
-from index_build.embedding_part import Provenance, write_part
-from index_build.embedding_set import EmbeddingSet, publish_set
+from index_build.embedding_set import EmbeddingSet
 from index_build.exact import Neighbours, exact_search
 from index_build.index import build_index
 from index_build.index_check import check_index
 from index_build.index_config import IndexConfig
 from index_build.index_version import current_version, list_versions, open_index, rollback, version_dir
 from index_build.recall import RecallProbe, wilson
-
-
-def embedding_set(
-    folder: Path, vectors: np.ndarray, parts: int = 3, passages: list[Passage] | None = None
-) -> EmbeddingSet:
-    records = []
-    row = 0
-    every = passages or [Passage(id=f"p{row}", text=f"text {row}") for row in range(len(vectors))]
-    for number, block in enumerate(np.array_split(vectors, parts)):
-        names = every[row : row + len(block)]
-        by = Provenance(snapshot_hash="sha256:aa", precision="float32", shard=f"c{number}", shard_sha256="bb")
-        records.append(write_part(folder, number, block, names, by))
-        row += len(block)
-    publish_set(folder, records, snapshot={"path": "s", "hash": "sha256:aa"}, corpus={"path": "c", "dataset_id": "d"})
-    return EmbeddingSet.open(folder)
-
-
-def unit_vectors(rows: int, dim: int, seed: int) -> np.ndarray:
-    found = np.random.default_rng(seed).normal(size=(rows, dim)).astype(np.float32)
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+from tests.unit.index_sets import embedding_set, unit_vectors
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""`dipole serve`: an index over HTTP."""
