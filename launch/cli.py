@@ -38,6 +38,7 @@ _VERBS = {
     "index list": ("launch.index_verbs", "IndexList", "list the versions of an index"),
     "index rollback": ("launch.index_verbs", "IndexRollback", "make an older version current"),
     "index check": ("launch.index_verbs", "IndexCheck", "verify an index against its checksums"),
+    "watch": ("launch.watch_verb", "Watch", "how a run goes, in the terminal, from its folder alone"),
     "launch local": ("launch.launch_verbs", "LaunchLocal", "run a config's jobs on this machine, in the background"),
     "launch slurm": ("launch.launch_verbs", "LaunchSlurm", "submit a config's jobs to Slurm"),
     "launch status": ("launch.launch_verbs", "LaunchStatus", "how the jobs of a launch stand"),
