@@ -33,7 +33,7 @@ def embed(snapshot: Path, corpus: Path, out: Path) -> EmbeddingSet:
     for shard, entry in enumerate(dataset.manifest.shards):
         by = Provenance(snapshot_hash=pinned.hash, precision="float32", shard=entry.path, shard_sha256=entry.sha256)
         job = ShardJob(snapshot=pinned, corpus=corpus, shard=shard, out=out, provenance=by)
-        parts.append(worker.embed_shard(job))
+        parts.append(worker.embed_shard(job).record)
     publish_set(
         out,
         parts,
