@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -61,10 +62,10 @@ def main() -> None:
 def train_and_test(options: argparse.Namespace, arm: str, seed: int, settings: list[str]) -> dict[str, Any]:
     """Train one arm with one seed and return what the table needs of it; it is appended to the results."""
     run = options.out / f"{arm}-{seed}"
-    began = time.monotonic()
+    began, used = time.monotonic(), processor_s()
     resume = ["--resume"] if (run / "run.json").exists() else []
     dipole("train", options.config, "--out", run, *settings, *resume)
-    seconds = time.monotonic() - began
+    seconds, used = time.monotonic() - began, processor_s() - used
     tested = dipole("evaluate", "--model", run / "snapshots/final", "--data", options.data, "--split", "test")
     rows = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
     row = {
@@ -73,12 +74,19 @@ def train_and_test(options: argparse.Namespace, arm: str, seed: int, settings: l
         "ndcg@10": tested["metrics"]["model"]["ndcg@10"],
         "dev": [row["ndcg@10"] for row in rows if row["event"] == "dev"][-1],
         "seconds": None if resume else seconds,
+        "processor_s": None if resume else used,
         "versions": sum(row["event"] == "refresh" for row in rows),
     }
     with open(options.out / "results.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
     print(json.dumps(row), file=sys.stderr, flush=True)
     return row
+
+
+def processor_s() -> float:
+    """Return the processor time of all processes that were started and waited for; others slow it little."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def imported(kind: str, data: Path, out: Path) -> Path:
@@ -103,8 +111,10 @@ def line(rows: list[dict[str, Any]], base: list[dict[str, Any]] | None) -> str:
     if base is not None and rows is not base:
         gains = [100 * (row["ndcg@10"] - other["ndcg@10"]) for row, other in zip(rows, base, strict=True)]
         text += f", {statistics.mean(gains):+.2f} ({min(gains):+.2f} to {max(gains):+.2f}) over in-batch"
-    seconds = [row["seconds"] for row in rows if row["seconds"] is not None]
-    return text + (f", {statistics.mean(seconds):.0f} s a run" if seconds else "")
+    for name, what in (("seconds", "s"), ("processor_s", "s of the processor")):
+        taken = [row[name] for row in rows if row.get(name) is not None]
+        text += f", {statistics.mean(taken):.0f} {what}" if taken else ""
+    return text
 
 
 def dipole(*arguments: object) -> dict[str, Any]:

@@ -172,9 +172,12 @@ class EmbeddingSet:
     @cached_property
     def ids(self) -> list[str]:
         """Passage ids by row; all of them in memory."""
-        return [
-            passage_id for number in range(len(self.parts)) for passage_id in self._column(number, "id").to_pylist()
-        ]
+        return list(self.iter_ids())
+
+    def iter_ids(self) -> Iterator[str]:
+        """Yield passage ids by row; one part's are in memory."""
+        for number in range(len(self.parts)):
+            yield from self._column(number, "id").to_pylist()
 
     @cached_property
     def hashes(self) -> RowHashes:

@@ -195,7 +195,7 @@ class Crew:
         except ray.exceptions.RayTaskError as error:
             raise WorkerError(f"a worker did not start: {_last_line(error)}\n\n{error}") from error
         except ray.exceptions.RayError as error:
-            if not self._workers:
+            if not self._workers and not self._starting:
                 raise WorkerError(f"a worker did not start: {_last_line(error)}\n\n{error}") from error
             _log.warning("a worker was lost while it started (%s); going on with %d", *_lost(error, self._workers))
             return []

@@ -38,6 +38,7 @@ _VERBS = {
     "index list": ("launch.index_verbs", "IndexList", "list the versions of an index"),
     "index rollback": ("launch.index_verbs", "IndexRollback", "make an older version current"),
     "index check": ("launch.index_verbs", "IndexCheck", "verify an index against its checksums"),
+    "watch": ("launch.watch_verb", "Watch", "how a run goes, in the terminal, from its folder alone"),
     "launch local": ("launch.launch_verbs", "LaunchLocal", "run a config's jobs on this machine, in the background"),
     "launch slurm": ("launch.launch_verbs", "LaunchSlurm", "submit a config's jobs to Slurm"),
     "launch status": ("launch.launch_verbs", "LaunchStatus", "how the jobs of a launch stand"),
@@ -45,6 +46,7 @@ _VERBS = {
     "launch cancel": ("launch.launch_verbs", "LaunchCancel", "end a launch, with a checkpoint"),
     "launch list": ("launch.launch_verbs", "LaunchList", "all launches"),
     "search": ("launch.search_verbs", "Search", "search an index with a text"),
+    "export": ("launch.export_verb", "Export", "an embedding set as Parquet or Lance, or in Milvus or Qdrant"),
     "serve": ("launch.serve_verb", "Serve", "search an index over HTTP, through exchanges of its versions"),
     "evaluate": ("launch.search_verbs", "Evaluate", "nDCG@10, MRR@10, Recall@100 on a BEIR folder"),
 }

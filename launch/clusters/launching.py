@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from dataclasses import replace
@@ -17,6 +16,7 @@ from launch.clusters.folder import Kind, Launch, LaunchedJob, new_folder
 from launch.clusters.jobs import absolute, check_here, jobs_of
 from launch.clusters.scripts import chain_script, job_script
 from launch.config import JobConfig, to_toml
+from launch.metrics_tail import last_rows
 from train.run_folder import RunFolder
 
 _CHAIN = "all"
@@ -82,6 +82,17 @@ def _submit(made: Launch) -> Launch:
 
 def status(made: Launch) -> dict[str, Any]:
     """Return how each job of a launch stands, and how far the run is."""
+    return {
+        "launch": made.name,
+        "kind": made.kind,
+        "folder": str(made.folder),
+        "jobs": job_rows(made),
+        "run": _progress(made),
+    }
+
+
+def job_rows(made: Launch) -> list[dict[str, Any]]:
+    """Return how each job of a launch stands."""
     ids = [job.id for job in made.jobs if job.id]
     asked = slurm.job_states(ids) if made.kind == "slurm" else {}
     rows: list[dict[str, Any]] = []
@@ -95,12 +106,12 @@ def status(made: Launch) -> dict[str, Any]:
         else:
             row = {"job": job.name, "id": job.id, "state": _state_here(made, job, rows), "exit_code": code}
         rows.append(row)
-    return {"launch": made.name, "kind": made.kind, "folder": str(made.folder), "jobs": rows, "run": _progress(made)}
+    return rows
 
 
 def is_over(made: Launch) -> bool:
     """Whether no job of a launch will run any more."""
-    states = [row["state"] for row in status(made)["jobs"]]
+    states = [row["state"] for row in job_rows(made)]
     return all(state not in ("WAITING", "RUNNING", "UNKNOWN") and slurm.is_over(state) for state in states)
 
 
@@ -160,15 +171,8 @@ def _state_here(made: Launch, job: LaunchedJob, before: list[dict[str, Any]]) ->
 
 def _progress(made: Launch) -> dict[str, Any]:
     """Return the last that the run has logged."""
-    run = RunFolder(Path(made.run))
     found: dict[str, Any] = {"folder": made.run}
-    if not run.metrics.exists():
-        return found
-    for line in run.metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # being written
+    for row in last_rows(RunFolder(Path(made.run)).metrics):
         if row["event"] == "step":
             found |= {"step": row["step"] + 1, "steps": row["steps"], "loss": row["loss"]}
         elif row["event"] == "dev":

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 _POLL_S = 1.0
+_ASK_EVERY_S = 5.0  # a cluster has other things to do
 _BLOCK_CHARS = 1 << 20
 
 
@@ -19,8 +20,10 @@ def follow(logs: Callable[[], Sequence[Path]], is_over: Callable[[], bool], *, w
         wait: whether to go on until then; else what is there is all.
     """
     read: dict[Path, int] = {}
+    over, asked = not wait, 0.0
     while True:
-        over = not wait or is_over()  # asked before reading, so that the last lines are read after the end
+        if wait and time.monotonic() - asked >= _ASK_EVERY_S:
+            over, asked = is_over(), time.monotonic()  # before reading, so that the last lines are read after the end
         for path in logs():
             yield from _new_text(path, read)
         if over:

@@ -18,6 +18,12 @@ from launch.clusters.scripts import chain_script, job_script
 from launch.config import load_job_config
 
 GOLDEN = Path(__file__).with_name("golden")
+KEPT = (
+    "local-all.sh",
+    "local-train.sh",
+    "slurm-evaluate.sh",
+    "slurm-train.sh",
+)  # the others differ in the command alone
 FOLDER = Path("/shared/launches/20261201-120000-tldr")
 BASE = [
     "--run.out=/shared/runs/tldr",
@@ -53,7 +59,7 @@ def all_scripts() -> dict[str, str]:
     return scripts("slurm", [*BASE, *NODES]) | scripts("local", BASE)
 
 
-@pytest.mark.parametrize("name", sorted(all_scripts()))
+@pytest.mark.parametrize("name", KEPT)
 def test_a_script_is_the_golden_one(name: str) -> None:
     assert all_scripts()[name] == (GOLDEN / name).read_text()
 
@@ -149,5 +155,5 @@ def test_a_run_config_may_say_where_it_runs(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
-    for name, text in all_scripts().items():
-        (GOLDEN / name).write_text(text)
+    for name in KEPT:
+        (GOLDEN / name).write_text(all_scripts()[name])

@@ -1,0 +1,1 @@
+"""Embedding sets in the forms of other systems."""
