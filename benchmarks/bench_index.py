@@ -6,8 +6,8 @@ Vectors are 384 long, in random clusters. Each side runs in a process of its own
 figure (`ru_maxrss`, mapped files included). Plain FAISS reads the same files, trains, adds and writes; it is run once
 as `index.train(all)` does it (FAISS takes 256 rows a list of what it is given) and once on as many rows as ours. Ours
 also verifies the embedding set, writes ids and checksums, and calibrates; only calibrating is left out of its
-vectors a second, and told beside them. Processor seconds stand beside those of the clock: on a machine that others use
-they tell more. Each side is told on stderr as soon as it is done.
+vectors a second, and told beside them. Processor seconds stand beside those of the clock: they tell more where others
+use the machine too. Each side is told on stderr as soon as it is done.
 """
 
 from __future__ import annotations
