@@ -42,13 +42,13 @@ quickstart: $(SETUP)  ## the whole main job on this machine, in minutes, with no
 	exec $(BIN)/dipole quickstart --out "$$out" $(ARGS)
 
 test: $(SETUP)  ## every test that is not slow and needs no cluster
-	$(BIN)/python -m pytest -m "not slow and not slurm and not chaos" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not cluster and not chaos" $(ARGS)
 
 test-slow: $(SETUP)  ## the slow tests alone: long runs, many kills
 	$(BIN)/python -m pytest -m slow $(ARGS) || [ $$? -eq 5 ]  # 5: there are none
 
-test-slurm: $(SETUP)  ## a real two-node Slurm on this machine, as root (apt-get install slurm-wlm munge)
-	$(BIN)/python -m pytest -m slurm tests/cluster $(ARGS)
+test-slurm: $(SETUP)  ## a real two-node Slurm and a Ray cluster on this machine, as root (apt: slurm-wlm munge)
+	$(BIN)/python -m pytest -m cluster tests/cluster $(ARGS)
 
 test-chaos: $(SETUP)  ## kill storms over training and mining; SEEDS="1 2 3" are storms of their own
 	SEEDS="$(SEEDS)" $(BIN)/python -m pytest -m chaos tests/chaos $(ARGS)

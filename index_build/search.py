@@ -10,7 +10,7 @@ from data_shards.corpora import open_corpus, without
 from data_shards.errors import UserError
 from encoder.embed import embed_texts
 from encoder.model import Encoder
-from encoder.snapshot import check_is_model, load_encoder, snapshot_hash
+from encoder.snapshot import load_encoder, snapshot_hash
 from index_build.index_version import current_version, open_index
 
 
@@ -50,13 +50,12 @@ class Searcher:
         self._root, self._model, self._place = index_root, model, corpus
         self.index = open_index(index_root)
         made = self.index.manifest
-        check_is_model(model)
+        self._encoder = encoder or load_encoder(model)
         if (found := snapshot_hash(model)) != made.snapshot["hash"]:
             raise UserError(
                 f"{model} is {found}, but {index_root} was made by {made.snapshot['path']} "
                 f"({made.snapshot['hash']}); give that model, or embed and index anew"
             )
-        self._encoder = encoder or load_encoder(model)
         self._dim = None if made.dim == self._encoder.dim else made.dim
         whole = open_corpus(corpus or made.corpus["path"])
         self._corpus = without(whole, made.corpus.get("left_out", []))

@@ -41,6 +41,7 @@ _VERBS = {
     "watch": ("launch.watch_verb", "Watch", "how a run goes, in the terminal, from its folder alone"),
     "launch local": ("launch.launch_verbs", "LaunchLocal", "run a config's jobs on this machine, in the background"),
     "launch slurm": ("launch.launch_verbs", "LaunchSlurm", "submit a config's jobs to Slurm"),
+    "launch ray": ("launch.launch_verbs", "LaunchRay", "submit a config's jobs to a Ray cluster"),
     "launch status": ("launch.launch_verbs", "LaunchStatus", "how the jobs of a launch stand"),
     "launch logs": ("launch.launch_verbs", "LaunchLogs", "what they have printed; -f follows"),
     "launch cancel": ("launch.launch_verbs", "LaunchCancel", "end a launch, with a checkpoint"),

@@ -20,7 +20,7 @@ from encoder.model import EncoderSettings, ScratchConfig
 from encoder.pooling import Pooling
 from index_build.index_config import IndexConfig
 from index_build.mine import MiningConfig
-from launch.clusters.sections import EmbedSection, EvaluateSection, LaunchSection, SlurmSection
+from launch.clusters.sections import EmbedSection, EvaluateSection, LaunchSection, RaySection, SlurmSection
 from launch.sections import load_sections, to_toml
 from train.adapt_batches import AdaptConfig
 from train.batches import BatchConfig
@@ -192,6 +192,7 @@ class JobConfig(RunConfig):
 
     launch: LaunchSection = field(default_factory=LaunchSection)
     slurm: SlurmSection = field(default_factory=SlurmSection)
+    ray: RaySection = field(default_factory=RaySection)
     embed: EmbedSection = field(default_factory=EmbedSection)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
 

@@ -51,6 +51,24 @@ class LaunchSlurm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LaunchRay:
+    """Submit the jobs of a config to a Ray cluster, as one job of it.
+
+    They run one after another on a node that Ray chooses; embedding and mining use the whole cluster where
+    `workers.address` and `embed.ray_address` are "auto". The launch folder has to be on a disk that all nodes share.
+    """
+
+    config: tyro.conf.Positional[Path]
+    """TOML file of the run."""
+    dry_run: bool = False
+    """Print the scripts; write nothing, and ask no cluster."""
+
+    def run_with(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """Launch."""
+        return _launch(self.config, overrides, "ray", dry=self.dry_run)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LaunchStatus:
     """How the jobs of a launch stand, and how far its run is."""
 
@@ -84,7 +102,7 @@ class LaunchLogs:
         """Print, and return which files were read."""
         from data_shards.errors import UserError
         from launch.clusters.folder import find_launch
-        from launch.clusters.launching import is_over
+        from launch.clusters.launching import all_over
         from launch.clusters.log_tail import follow
 
         found = find_launch(self.launch, self.folder)
@@ -96,7 +114,7 @@ class LaunchLogs:
         def logs() -> list[Path]:
             return [path for name in wanted for path in found.logs(name)]
 
-        for text in follow(logs, lambda: is_over(found), wait=self.follow):
+        for text in follow(logs, lambda: all_over(found), wait=self.follow):
             print(text, end="", flush=True)
         return {"launch": found.name, "logs": [str(path) for path in logs()], "text": ""}
 

@@ -12,15 +12,22 @@ launches/20261201-125033-tldr/train.exit      a job's exit code, once it has com
 from __future__ import annotations
 
 import re
+import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from data_shards.atomic import read_json, write_json
 from data_shards.errors import UserError
 
-Kind = Literal["local", "slurm"]
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_T = TypeVar("_T")
+Kind = Literal["local", "slurm", "ray"]
 _SCHEMA_VERSION = 1
 
 
@@ -79,6 +86,19 @@ class Launch:
         """Write the record, whole or not at all."""
         row = {name: value for name, value in asdict(self).items() if name != "folder"}
         write_json(self.folder / "launch.json", {"schema_version": _SCHEMA_VERSION, **row})
+
+
+def read_section(made: Launch, kind: type[_T], section: str) -> _T:
+    """Return a section of the config that a launch was made with.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    path = made.folder / "all.toml"
+    try:
+        return kind(**tomllib.loads(path.read_text(encoding="utf-8")).get(section, {}))
+    except (OSError, tomllib.TOMLDecodeError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); launch anew") from None
 
 
 def new_folder(root: Path, name: str) -> Path:

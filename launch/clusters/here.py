@@ -1,4 +1,4 @@
-"""Launches on this machine: a process of its own that outlives the terminal."""
+"""This machine: a process of its own that outlives the terminal."""
 
 from __future__ import annotations
 
@@ -6,12 +6,45 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+from data_shards.errors import UserError
+from launch.clusters.folder import Launch
+from launch.clusters.place import CHAIN, chain_rows
+
+_STOP_S = 120.0
 _SAME_START_S = 1.0
 _POLL_S = 0.2
+
+
+class Here:
+    """Jobs of this machine: see `Place`."""
+
+    def check(self, made: Launch) -> None:
+        """Refuse nothing."""
+
+    def submit(self, made: Launch) -> Launch:
+        """Start the chain of all jobs."""
+        number = start(made.script(CHAIN), made.folder / "logs" / "launch.log")
+        made = replace(made, jobs=tuple(replace(job, id=number) for job in made.jobs))
+        made.save()
+        return made
+
+    def rows(self, made: Launch) -> list[dict[str, Any]]:
+        """See `Place`."""
+        number = made.jobs[0].id
+        return chain_rows(made, "RUNNING" if number is not None and is_running(number) else "ENDED")
+
+    def cancel(self, made: Launch) -> None:
+        """See `Place`; returns when it has stopped."""
+        number = made.jobs[0].id
+        if number is not None and not stop(number, within_s=_STOP_S):
+            pid = number.partition("@")[0]
+            raise UserError(f"process {pid} has not stopped in {_STOP_S:.0f} s; end it with kill -9")
 
 
 def start(script: Path, log: Path) -> str:

@@ -48,7 +48,9 @@ def jobs_of(config: JobConfig, run_config: Path) -> list[Job]:
         elif name == "embed":
             corpus = _needed(config.embed.corpus or config.data.corpus, "embed", "embed.corpus or data.corpus")
             words = ["embed", "--model", model, "--corpus", corpus, "--out", vectors]
-            job = _job(name, *words, "--workers", str(config.embed.workers), on_devices=True)
+            words += ["--workers", str(config.embed.workers)]
+            words += ["--ray-address", config.embed.ray_address] if config.embed.ray_address else []
+            job = _job(name, *words, on_devices=True)
         elif name == "index":
             words = ["--factory", config.index.factory, "--wanted-recall", str(config.index.wanted_recall)]
             job = _job(

@@ -10,17 +10,17 @@ from typing import Any
 
 from data_shards.atomic import atomic_path
 from data_shards.errors import UserError
-from launch.clusters import here, slurm
 from launch.clusters.code import snapshot_code
 from launch.clusters.folder import Kind, Launch, LaunchedJob, new_folder
+from launch.clusters.here import Here
 from launch.clusters.jobs import absolute, check_here, jobs_of
+from launch.clusters.place import CHAIN, Place, is_over
+from launch.clusters.ray_jobs import RayJobs
 from launch.clusters.scripts import chain_script, job_script
+from launch.clusters.slurm import Slurm
 from launch.config import JobConfig, to_toml
 from launch.metrics_tail import last_rows
 from train.run_folder import RunFolder
-
-_CHAIN = "all"
-_STOP_S = 120.0
 
 
 def dry_run(config: JobConfig, kind: Kind) -> dict[str, str]:
@@ -56,28 +56,18 @@ def launch(config: JobConfig, kind: Kind) -> Launch:
             code=snapshot_code(folder),
         )
         made.save()
-        if kind == "slurm":
-            for job in jobs:
-                slurm.submit(made.script(job.name), test_only=True)
+        place_of(kind).check(made)
     except BaseException:
         shutil.rmtree(folder)
         raise
-    return _submit(made)
+    return place_of(kind).submit(made)
 
 
-def _submit(made: Launch) -> Launch:
-    """Submit all jobs; each id is written down before the next one is asked for."""
-    if made.kind == "local":
-        number = here.start(made.script(_CHAIN), made.folder / "logs" / "launch.log")
-        made = replace(made, jobs=tuple(replace(job, id=number) for job in made.jobs))
-        made.save()
-        return made
-    after = None
-    for job in made.jobs:
-        after = slurm.submit(made.script(job.name), after=after)
-        made = made.with_id(job.name, after)
-        made.save()
-    return made
+def place_of(kind: Kind) -> Place:
+    """Return where launches of a kind run."""
+    if kind == "slurm":
+        return Slurm()
+    return RayJobs() if kind == "ray" else Here()
 
 
 def status(made: Launch) -> dict[str, Any]:
@@ -93,26 +83,15 @@ def status(made: Launch) -> dict[str, Any]:
 
 def job_rows(made: Launch) -> list[dict[str, Any]]:
     """Return how each job of a launch stands."""
-    ids = [job.id for job in made.jobs if job.id]
-    asked = slurm.job_states(ids) if made.kind == "slurm" else {}
-    rows: list[dict[str, Any]] = []
-    for job in made.jobs:
-        code = made.exit_code(job.name)
-        if made.kind == "slurm":
-            known = asked.get(job.id or "", {})
-            state = known.get("state") or _ended(code, made.cancelled)
-            row = {"job": job.name, "id": job.id, "state": state, "exit_code": code}
-            row |= {name: value for name, value in known.items() if name != "state" and value not in ("", "None")}
-        else:
-            row = {"job": job.name, "id": job.id, "state": _state_here(made, job, rows), "exit_code": code}
-        rows.append(row)
-    return rows
+    return [
+        {"job": job.name, "id": job.id, "state": row["state"], "exit_code": made.exit_code(job.name), **row}
+        for job, row in zip(made.jobs, place_of(made.kind).rows(made), strict=True)
+    ]
 
 
-def is_over(made: Launch) -> bool:
+def all_over(made: Launch) -> bool:
     """Whether no job of a launch will run any more."""
-    states = [row["state"] for row in job_rows(made)]
-    return all(state not in ("WAITING", "RUNNING", "UNKNOWN") and slurm.is_over(state) for state in states)
+    return all(map(is_over, job_rows(made)))
 
 
 def cancel(made: Launch) -> Launch:
@@ -121,24 +100,20 @@ def cancel(made: Launch) -> Launch:
     Raises:
         UserError: it is over, or does not stop.
     """
-    if is_over(made):
+    if all_over(made):
         raise UserError(f"launch {made.name} is over already; nothing is left to cancel")
     made = replace(made, cancelled=True)
     made.save()  # first: what is cancelled must not be taken for lost should this command die
-    ids = [job.id for job in made.jobs if job.id]
-    if made.kind == "slurm":
-        slurm.cancel(ids)
-    elif ids and not here.stop(ids[0], within_s=_STOP_S):
-        raise UserError(f"process {ids[0].partition('@')[0]} has not stopped in {_STOP_S:.0f} s; end it with kill -9")
+    place_of(made.kind).cancel(made)
     return made
 
 
 def _scripts(config: JobConfig, kind: Kind, folder: Path) -> dict[str, str]:
     jobs = jobs_of(config, folder / "config.toml")
-    if kind == "local" and config.run.nodes > 1:
-        raise UserError(f"run.nodes is {config.run.nodes}, and `launch local` has this machine alone; set it to 1")
+    if kind != "slurm" and config.run.nodes > 1:
+        raise UserError(f"run.nodes is {config.run.nodes}, and `launch {kind}` trains on one machine; set it to 1")
     scripts: dict[str, str] = {job.name: job_script(config, job, kind=kind, folder=folder) for job in jobs}
-    return {**scripts, _CHAIN: chain_script(folder, jobs)} if kind == "local" else scripts
+    return scripts if kind == "slurm" else {**scripts, CHAIN: chain_script(kind, folder, jobs)}
 
 
 def _name(config: JobConfig) -> str:
@@ -149,24 +124,6 @@ def _write(path: Path, text: str) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
         temporary.chmod(0o755 if path.suffix == ".sh" else 0o644)
-
-
-def _ended(code: int | None, cancelled: bool) -> str:
-    """Say how a job ended that the cluster has forgotten."""
-    if cancelled:
-        return "CANCELLED"
-    if code is None:
-        return "UNKNOWN"
-    return "COMPLETED" if code == 0 else "FAILED"
-
-
-def _state_here(made: Launch, job: LaunchedJob, before: list[dict[str, Any]]) -> str:
-    code = made.exit_code(job.name)
-    if code is not None:
-        return _ended(code, made.cancelled and code != 0)
-    if job.id is None or not here.is_running(job.id):
-        return "CANCELLED" if made.cancelled else "FAILED"  # killed before it could write its exit code
-    return "RUNNING" if all(row["state"] == "COMPLETED" for row in before) else "WAITING"
 
 
 def _progress(made: Launch) -> dict[str, Any]:

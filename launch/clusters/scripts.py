@@ -46,11 +46,12 @@ def job_script(config: JobConfig, job: Job, *, kind: Kind, folder: Path) -> str:
     )
 
 
-def chain_script(folder: Path, jobs: Sequence[Job]) -> str:
-    """Return the script that runs all jobs of a launch on this machine."""
+def chain_script(kind: Kind, folder: Path, jobs: Sequence[Job]) -> str:
+    """Return the script that runs all jobs of a launch on one machine."""
     return _fill(
-        "local.sh.j2",
+        "chain.sh.j2",
         title=f"launch {folder.name}",
+        kind=kind,
         script=str(folder / "all.sh"),
         folder=str(folder),
         jobs=[job.name for job in jobs],

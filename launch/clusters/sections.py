@@ -103,6 +103,25 @@ class SlurmSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RaySection:
+    """What is asked of a Ray cluster."""
+
+    address: str = "http://127.0.0.1:8265"
+    """Of its dashboard."""
+    cpus: float = 0.0
+    """Of the node that the jobs run on, for training; Ray workers ask for their own. 0 asks for none."""
+    gpus: float = 0.0
+    """The same of GPUs."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if min(self.cpus, self.gpus) < 0:
+            raise UserError("ray.cpus and ray.gpus must be 0 or more")
+        if not self.address.startswith(("http://", "https://")):
+            raise UserError(f"ray.address is {self.address!r}, wanted that of the dashboard: http://HOST:8265")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EmbedSection:
     """The `embed` job of a launch."""
 
@@ -114,6 +133,8 @@ class EmbedSection:
     """Folder of the embedding set; empty makes it in the run folder."""
     workers: int = 1
     """Ray workers."""
+    ray_address: str = ""
+    """An existing Ray cluster, such as `auto` inside of one; empty starts one on the node for the job."""
 
     def __post_init__(self) -> None:
         """Check the count."""

@@ -6,11 +6,45 @@ import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from data_shards.errors import UserError
+from launch.clusters.folder import Launch
+from launch.clusters.place import ended
 
 _TIMEOUT_S = 60
-_OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")
+
+
+class Slurm:
+    """Jobs of Slurm: see `Place`."""
+
+    def check(self, made: Launch) -> None:
+        """Ask Slurm whether it would take each script."""
+        for job in made.jobs:
+            submit(made.script(job.name), test_only=True)
+
+    def submit(self, made: Launch) -> Launch:
+        """Submit each job to start once the one before it has ended well."""
+        after = None
+        for job in made.jobs:
+            after = submit(made.script(job.name), after=after)
+            made = made.with_id(job.name, after)
+            made.save()
+        return made
+
+    def rows(self, made: Launch) -> list[dict[str, Any]]:
+        """See `Place`."""
+        asked = job_states([job.id for job in made.jobs if job.id])
+        rows = []
+        for job in made.jobs:
+            known = asked.get(job.id or "", {})
+            row = {"state": known.pop("state", "") or ended(made.exit_code(job.name), made.cancelled)}
+            rows.append(row | {name: value for name, value in known.items() if value not in ("", "None")})
+        return rows
+
+    def cancel(self, made: Launch) -> None:
+        """See `Place`."""
+        cancel([job.id for job in made.jobs if job.id])
 
 
 def submit(script: Path, *, after: str | None = None, test_only: bool = False) -> str:
@@ -56,11 +90,6 @@ def job_states(ids: Sequence[str]) -> dict[str, dict[str, str]]:
             "run_time": fields.get("RunTime", ""),
         }
     return found
-
-
-def is_over(state: str) -> bool:
-    """Whether a job in this state will not run any more."""
-    return state.startswith(_OVER)
 
 
 def cancel(ids: Sequence[str]) -> None:

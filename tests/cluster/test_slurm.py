@@ -12,7 +12,7 @@ import pytest
 from tests.cluster.conftest import hurry, job_id, jobs, launch, state, steps, wait_for
 from tests.e2e.conftest import dipole
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600), pytest.mark.usefixtures("slurm")]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.usefixtures("slurm")]
 
 
 def final_weights(run: Path) -> bytes:

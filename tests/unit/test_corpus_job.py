@@ -26,8 +26,8 @@ from index_build.index import build_index
 from index_build.index_config import IndexConfig
 from index_build.kept_vectors import KEPT, Kept
 from index_build.ray_crew import Job
-from index_build.ray_worker import EmbedWorker
 from index_build.search import Searcher
+from tests.unit.inline_crew import embed, inline
 from tests.unit.tiny import TEXTS, passage, tiny_encoder
 
 POISON = "server server server server"
@@ -42,16 +42,6 @@ def write_shards(folder: Path, passages: Iterable[Passage], per_shard: int = 5) 
         for each in passages:
             writer.add(each)
     return folder
-
-
-def inline(jobs: Sequence[Job]) -> Iterator[tuple[int, Any]]:
-    worker = EmbedWorker(1, "float32")
-    for number, job in enumerate(jobs):
-        yield number, getattr(worker, job.method)(*job.arguments)
-
-
-def embed(snapshot: Path, corpus: Path, out: Path, work: Work | None = None, **wish: Any) -> EmbeddingSet:
-    return embed_corpus(inline, snapshot, corpus, out, Wish(**wish), work or Work(), None)
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def scripts(kind: Kind, overrides: list[str]) -> dict[str, str]:
     config = load_job_config(None, overrides)
     jobs = jobs_of(config, FOLDER / "config.toml")
     texts = {f"{kind}-{job.name}.sh": job_script(config, job, kind=kind, folder=FOLDER) for job in jobs}
-    return {**texts, "local-all.sh": chain_script(FOLDER, jobs)} if kind == "local" else texts
+    return {**texts, "local-all.sh": chain_script(kind, FOLDER, jobs)} if kind == "local" else texts
 
 
 def all_scripts() -> dict[str, str]:

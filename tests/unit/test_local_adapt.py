@@ -102,7 +102,9 @@ def test_the_ranks_of_both_stages_are_told_when_the_command_began(
 ) -> None:
     """A time limit is the command's, not each stage's own."""
     told = []
-    monkeypatch.setattr(local, "Child", lambda *_, environment, log: told.append((log.name, environment[BEGAN])))
+    monkeypatch.setattr(
+        local, "Child", lambda *_, environment, log, **others: told.append((log.name, environment[BEGAN]))
+    )
     config = load_config(None, [])
     local._start_ranks(run, config, "adapt")
     local._start_ranks(run, config)

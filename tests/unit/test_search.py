@@ -9,38 +9,18 @@ import numpy as np
 import pytest
 
 from data_shards.errors import UserError
-from data_shards.reader import CorpusDataset
 from data_shards.samples import Passage
 from data_shards.writer import ShardWriter
 from encoder.embed import embed_texts
 from encoder.model import EncoderSettings, ScratchConfig, scratch_encoder
 from encoder.snapshot import load_encoder, save_snapshot
-from index_build.embedding_part import Provenance
-from index_build.embedding_set import EmbeddingSet, publish_set
 from index_build.index import build_index
 from index_build.index_config import IndexConfig
-from index_build.ray_worker import EmbedWorker, ShardJob, Snapshot
+from index_build.ray_worker import EmbedWorker, Snapshot
 from index_build.search import Searcher
+from tests.unit.inline_crew import embed
 
 PASSAGES = [Passage(id=f"id{k}", title=f"title {k}", text=f"the text of number {k} and {k * k}") for k in range(50)]
-
-
-def embed(snapshot: Path, corpus: Path, out: Path) -> EmbeddingSet:
-    """What the pool does, in this process: a worker is a plain class."""
-    pinned, dataset = Snapshot.at(snapshot), CorpusDataset(corpus)
-    worker = EmbedWorker(threads=1, precision="float32", tokens_per_batch=1024)
-    parts = []
-    for shard, entry in enumerate(dataset.manifest.shards):
-        by = Provenance(snapshot_hash=pinned.hash, precision="float32", shard=entry.path, shard_sha256=entry.sha256)
-        job = ShardJob(snapshot=pinned, corpus=corpus, shard=shard, out=out, provenance=by)
-        parts.append(worker.embed_shard(job).record)
-    publish_set(
-        out,
-        parts,
-        snapshot={"path": str(pinned.path), "hash": pinned.hash},
-        corpus={"path": str(corpus), "dataset_id": dataset.dataset_id},
-    )
-    return EmbeddingSet.open(out)
 
 
 @pytest.fixture(scope="module")

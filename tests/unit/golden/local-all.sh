@@ -9,5 +9,6 @@ for job in train embed index evaluate; do
   trap 'kill -s TERM "$child" 2>/dev/null' TERM INT
   wait "$child"; code=$?
   while kill -0 "$child" 2>/dev/null; do wait "$child"; code=$?; done
+  echo "$job ended with exit code $code"
   [ "$code" -eq 0 ] || exit "$code"
 done
