@@ -111,7 +111,7 @@ def load(url: str, folder: Path, connections: int, seconds: int) -> dict[str, An
     text = done.stdout
     latency = {
         f"p{share}": float(value) * _UNITS[unit]
-        for share, value, unit in re.findall(r"^ +(50|75|90|99)% +([\d.]+)(us|ms|s|m)$", text, re.MULTILINE)
+        for share, value, unit in re.findall(r"^ +(50|75|90|99)% +([\d.]+)(us|ms|s|m) *$", text, re.MULTILINE)
     }
     failed = sum(map(int, re.findall(r"Non-2xx or 3xx responses: (\d+)", text)))
     for errors in re.findall(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text):
