@@ -157,16 +157,19 @@ class EmbeddingSet:
         return unpack(self.gather_stored(rows), self.kept, self.dim)
 
     def gather_stored(self, rows: Int64s) -> Stored:
-        """Return any rows in the form in which they are kept; see `gather`."""
+        """Return any rows in the form in which they are kept; see `gather`.
+
+        One part is mapped at a time: the kernel maps what lies around a page too, and scattered rows of many parts
+        would bring most of a set into this process's memory.
+        """
         if len(rows) and not (rows.min() >= 0 and rows.max() < self.rows):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of an embedding set of {self.rows}")
-        parts = self.stored()
-        gathered = np.empty((len(rows), *parts[0].shape[1:]), dtype=parts[0].dtype)
+        gathered = np.empty((len(rows), *self._part(0).shape[1:]), dtype=self._part(0).dtype)
         owners = np.searchsorted(self._ends, rows, side="right")
         for owner in np.unique(owners).tolist():
             mine = np.flatnonzero(owners == owner)
-            begin = int(self._ends[owner]) - len(parts[owner])
-            gathered[mine] = parts[owner][rows[mine] - begin]
+            begin = int(self._ends[owner]) - self.parts[owner].rows
+            gathered[mine] = self._part(owner)[rows[mine] - begin]
         return gathered
 
     @cached_property

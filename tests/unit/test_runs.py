@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import socket
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 from data_shards.errors import UserError
@@ -274,3 +278,51 @@ def test_a_changed_setting_is_refused_by_name_on_resume(config: RunConfig, overr
 def test_what_changes_nothing_that_is_learnt_may_change_on_resume(config: RunConfig, override: str) -> None:
     run = prepare_run(config, resume=False)
     assert prepare_run(change(config, override), resume=True) == run
+
+
+def cut_off(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """Begin to make a run folder, and be killed before it is a run."""
+    with monkeypatch.context() as patched:
+        patched.setattr("launch.runs.save_config", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare_run(config, resume=False)
+    run = RunFolder(Path(config.run.out))
+    assert run.initial.exists()
+    assert not run.identity.exists()
+    return run
+
+
+def test_a_run_that_was_cut_off_before_it_began_begins_anew(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A job that is killed while it makes the folder, and queued again, must not need a person."""
+    run = cut_off(config, monkeypatch)
+    (run.logs / "old.log").touch()
+    assert prepare_run(config, resume=False).identity.exists()
+    assert "was cut off before it began; it begins anew" in caplog.text
+    assert sorted(path.name for path in run.root.iterdir()) == ["config.toml", "logs", "run.json", "snapshots"]
+    assert not list(run.logs.iterdir())
+
+
+def test_one_that_is_being_made_is_left_alone(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = cut_off(config, monkeypatch)
+    with subprocess.Popen(["sleep", "60"]) as other:
+        started = psutil.Process(other.pid).create_time()
+        marker = run.root / "starting.json"
+        marker.write_text(json.dumps({"host": socket.gethostname(), "pid": other.pid, "started": started}))
+        refuse(config, "is being made by another command; wait for it")
+        other.kill()
+        other.wait()
+        marker.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": 0.0}))
+        refuse(config, "is being made by another command; wait for it")
+        os.utime(marker, (0, 0))
+        assert prepare_run(config, resume=False).identity.exists()
+
+
+def test_something_of_a_person_s_own_beside_it_is_left_alone(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = cut_off(config, monkeypatch)
+    (run.root / "notes.txt").touch()
+    refuse(config, "is not empty and holds no run")
+    assert run.initial.exists()
