@@ -48,7 +48,7 @@ test-slow: $(SETUP)  ## the slow tests alone: long runs, many kills
 	$(BIN)/python -m pytest -m slow $(ARGS) || [ $$? -eq 5 ]  # 5: there are none
 
 test-slurm: $(SETUP)  ## a real two-node Slurm and a Ray cluster on this machine, as root (apt: slurm-wlm munge)
-	$(BIN)/python -m pytest -m cluster tests/cluster $(ARGS)
+	$(BIN)/python -m pytest -m "cluster and not slow" tests/cluster $(ARGS)
 
 test-chaos: $(SETUP)  ## kill storms over training and mining; SEEDS="1 2 3" are storms of their own
 	SEEDS="$(SEEDS)" $(BIN)/python -m pytest -m chaos tests/chaos $(ARGS)

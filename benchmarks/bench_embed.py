@@ -33,7 +33,7 @@ from encoder.model import EncoderSettings, ScratchConfig, scratch_encoder
 from encoder.snapshot import load_encoder, save_snapshot
 
 _THEIR_BATCHES = (8, 16, 32, 64, 128)
-_SEARCHED = 400  # texts with which their batch size is chosen
+_SEARCHED = 128  # texts with which their batch size is chosen
 _AGREE = {"float32": 1e-4, "bfloat16": 0.1}
 
 
@@ -89,7 +89,7 @@ def beside_theirs(
 
     drawn = random.Random(0).sample(list(texts), min(_SEARCHED, len(texts)))
     sizes = _THEIR_BATCHES if device == "cpu" else tuple(8 * size for size in _THEIR_BATCHES)
-    speeds = in_turn({str(size): _timed(len(drawn), lambda size=size: their_side(drawn, size)) for size in sizes}, 2)
+    speeds = in_turn({str(size): _timed(len(drawn), lambda size=size: their_side(drawn, size)) for size in sizes}, 1)
     best = max(sizes, key=lambda size: speeds[str(size)].median)
     clocks: dict[str, dict[str, list[float]]] = {"ours": {}, "theirs": {}}
     both = in_turn(

@@ -45,6 +45,7 @@ def test_a_chain_of_jobs_runs_on_two_nodes(toml: Path, uninterrupted: Path, tmp_
     assert "is over already" in again["stderr"]
 
 
+@pytest.mark.slow
 def test_a_time_limit_requeues_as_often_as_it_takes(toml: Path, tmp_path: Path) -> None:
     # Slurm's own clock, which signals within a minute of what is asked; evaluating at every step makes the run long.
     words = ["--slurm.time_limit=2", "--slurm.warn_s=80", "--train.steps=200", "--dev.every_steps=1"]
