@@ -192,13 +192,23 @@ def publish_into(folder: Path, manifest: IndexManifest, report: Report | None) -
     write_manifest(folder, manifest)
 
 
+def shortfall(manifest: IndexManifest) -> str:
+    """Say what to make of a recall below the wanted one; empty where it is reached."""
+    recall, wanted = manifest.recall, manifest.wanted_recall
+    if recall.value >= wanted:
+        return ""
+    if recall.high >= wanted:
+        return f"which may be chance, with {recall.queries:,} queries"
+    return "finer codes (SQfp16, Flat) would reach it"
+
+
 def warn(manifest: IndexManifest) -> None:
     """Tell a person what falls short."""
     recall = manifest.recall
-    if recall.value < manifest.wanted_recall:
+    if short := shortfall(manifest):
         _log.warning(
-            "%s reaches recall@%d %.3f, wanted %.3f; a finer factory (SQfp16, Flat) would",
-            *(manifest.factory, recall.k, recall.value, manifest.wanted_recall),
+            "%s reaches recall@%d %.3f, wanted %.3f: %s",
+            *(manifest.factory, recall.k, recall.value, manifest.wanted_recall, short),
         )
     if manifest.rebuild_due:
         _log.warning("a rebuild is due: %s; run `dipole index build`", manifest.rebuild_due)

@@ -11,11 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from data_shards.atomic import atomic_path
+from index_build.index import shortfall
 from launch.pages import render_page
 from launch.report_figures import ACCENT, INK, MUTED, PALE, WIDE, heading, inline_svg, new_figure
 
 if TYPE_CHECKING:
-    from index_build.index_manifest import IndexManifest
+from index_build.index_manifest import IndexManifest
 
 REPORT_NAME = "report.html"
 
@@ -34,7 +35,7 @@ def write_index_report(manifest: IndexManifest, folder: Path) -> None:
     """Write one self-contained HTML file into a version's folder."""
     row = manifest.to_dict()
     recall = manifest.recall
-    short = recall.value < manifest.wanted_recall
+    short = bool(shortfall(manifest))
     figure = None
     if len(manifest.curve) >= _FEWEST_POINTS:
         label = "; ".join(
@@ -53,7 +54,7 @@ def write_index_report(manifest: IndexManifest, folder: Path) -> None:
         about=manifest.choice,
         k=recall.k,
         tiles=_tiles(manifest),
-        verdict=_verdict(manifest, short),
+        verdict=_verdict(manifest),
         short=short,
         figure=figure,
         curve=_table(manifest),
@@ -121,15 +122,15 @@ def _tiles(manifest: IndexManifest) -> list[dict[str, str]]:
     ]
 
 
-def _verdict(manifest: IndexManifest, short: bool) -> str:
-    recall = manifest.recall
+def _verdict(manifest: IndexManifest) -> str:
+    recall, short = manifest.recall, shortfall(manifest)
     where = "queries that were given" if recall.queries_from == "given" else recall.queries_from
     measured = (
         f"95% interval {recall.low:.3f} to {recall.high:.3f}, against exact search, on {recall.queries:,} held-out "
         f"queries ({where}) that chose nothing."
     )
     wanted = f"{manifest.wanted_recall:g} was wanted"
-    return f"{measured} {wanted}{', and is not reached: finer codes would.' if short else '.'}"
+    return f"{measured} {wanted}{f', and is not reached: {short}' if short else ''}."
 
 
 def _table(manifest: IndexManifest) -> list[dict[str, Any]]:
