@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,11 +12,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from data_shards.atomic import atomic_path
 from index_build.index import shortfall
+from index_build.index_manifest import IndexManifest
 from launch.pages import render_page
 from launch.report_figures import ACCENT, INK, MUTED, PALE, WIDE, heading, inline_svg, new_figure
-
-if TYPE_CHECKING:
-from index_build.index_manifest import IndexManifest
 
 REPORT_NAME = "report.html"
 
