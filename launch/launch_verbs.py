@@ -80,7 +80,7 @@ class LaunchStatus:
     def run(self) -> dict[str, Any]:
         """Ask."""
         from launch.clusters.folder import find_launch
-        from launch.clusters.launching import status
+        from launch.clusters.standing import status
 
         return status(find_launch(self.launch, self.folder))
 
@@ -102,8 +102,8 @@ class LaunchLogs:
         """Print, and return which files were read."""
         from data_shards.errors import UserError
         from launch.clusters.folder import find_launch
-        from launch.clusters.launching import all_over
         from launch.clusters.log_tail import follow
+        from launch.clusters.standing import all_over
 
         found = find_launch(self.launch, self.folder)
         names = [job.name for job in found.jobs]
@@ -134,7 +134,7 @@ class LaunchCancel:
     def run(self) -> dict[str, Any]:
         """Cancel, and return how it stands then."""
         from launch.clusters.folder import find_launch
-        from launch.clusters.launching import cancel, status
+        from launch.clusters.standing import cancel, status
 
         return status(cancel(find_launch(self.launch, self.folder)))
 

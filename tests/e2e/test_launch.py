@@ -78,7 +78,7 @@ def test_a_launch_that_is_killed_outright_is_told(config: Path, tmp_path: Path) 
         if process.is_running():
             os.kill(process.pid, signal.SIGKILL)
     status = wait_for(lambda: (row := dipole("launch", "status", launched))["jobs"][0]["state"] != "RUNNING" and row)
-    assert status["jobs"][0]["state"] == "FAILED"
+    assert status["jobs"][0]["state"] == "LOST"
     assert "is over already" in dipole("launch", "cancel", launched, expect=2)["stderr"]
 
 
