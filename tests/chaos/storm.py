@@ -14,6 +14,7 @@ from tests.e2e.watching import Watched, steps_logged
 
 _ATTEMPT_S = 240.0
 _RETRY_S = 90.0
+_AFTER_MINER_S = 20.0
 
 
 def blow(run: Path, *, seed: int, kills: int, steps: int) -> list[str]:
@@ -33,17 +34,23 @@ def blow(run: Path, *, seed: int, kills: int, steps: int) -> list[str]:
     for number in range(kills):
         if (run / "done.json").exists():
             break
-        victim = dice.choice(["rank 0", "rank 1", "command", "miner", "all"])
+        # The miner once in every storm, at its second moment: it has to be there by then.
+        victim = "miner" if number == 1 else dice.choice(["rank 0", "rank 1", "command", "all"])
         # Half of the moments are by step, half by the clock: those fall into starts, mining and checkpoints too.
         goal = dice.randint(1, max(1, steps // kills)) + steps_logged(run)
         pause_s = dice.uniform(1.0, 15.0) if dice.random() < 0.5 else None
         watched = Watched("train", run / "config.toml", "--resume")
         try:
             _wait(watched, run, goal, pause_s)
+            code = watched.process.poll()
+            assert code in (None, 0), f"{told}: ended by itself with exit code {code}\n{watched.wait()[1]}"
             killed = _kill(watched, victim)
             told.append(f"kill {number + 1}: {victim} ({len(killed)} processes) at {steps_logged(run)} steps")
             if victim == "miner":
-                continue  # the run goes on by itself; what is left of it is ended below
+                # The command starts another, and the run goes on; then it is ended as well.
+                _wait(watched, run, 0, _AFTER_MINER_S)
+            if victim == "miner" or not killed:
+                continue
             watched.wait()
         finally:
             _end(watched)
@@ -58,6 +65,7 @@ def blow(run: Path, *, seed: int, kills: int, steps: int) -> list[str]:
 
 
 def _wait(watched: Watched, run: Path, goal: int, pause_s: float | None) -> None:
+    """Wait for a number of steps, or for some seconds where they are given; not longer than the command."""
     deadline = time.monotonic() + (pause_s if pause_s is not None else _ATTEMPT_S)
     while time.monotonic() < deadline and watched.process.poll() is None:
         if pause_s is None and steps_logged(run) >= goal:

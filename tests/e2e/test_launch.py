@@ -87,7 +87,7 @@ def test_mistakes_are_one_line(config: Path, tmp_path: Path) -> None:
     told = dipole("launch", "status", "nothing", "--folder", tmp_path, expect=2)["stderr"]
     assert "holds no launches" in told
     told = dipole("launch", "local", config, *places, "--run.nodes=2", expect=2)["stderr"]
-    assert "run.nodes is 2, and `launch local` has this machine alone" in told
+    assert "run.nodes is 2, and `launch local` trains on one machine; set it to 1" in told
     environment = {"PATH": "/usr/bin-nothing", "SLURM_CONF": ""}
     done = subprocess.run(
         command("launch", "slurm", config, *places),
