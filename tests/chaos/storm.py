@@ -34,7 +34,7 @@ def blow(run: Path, *, seed: int, kills: int, steps: int) -> list[str]:
     for number in range(kills):
         if (run / "done.json").exists():
             break
-        # The miner once in every storm, at its second moment: it has to be there by then.
+        # The miner once in every storm, early enough for another refresh to come.
         victim = "miner" if number == 1 else dice.choice(["rank 0", "rank 1", "command", "all"])
         # Half of the moments are by step, half by the clock: those fall into starts, mining and checkpoints too.
         goal = dice.randint(1, max(1, steps // kills)) + steps_logged(run)
@@ -42,6 +42,8 @@ def blow(run: Path, *, seed: int, kills: int, steps: int) -> list[str]:
         watched = Watched("train", run / "config.toml", "--resume")
         try:
             _wait(watched, run, goal, pause_s)
+            if victim == "miner":
+                _wait_for_miner(watched)
             code = watched.process.poll()
             assert code in (None, 0), f"{told}: ended by itself with exit code {code}\n{watched.wait()[1]}"
             killed = _kill(watched, victim)
@@ -71,6 +73,15 @@ def _wait(watched: Watched, run: Path, goal: int, pause_s: float | None) -> None
         if pause_s is None and steps_logged(run) >= goal:
             return
         time.sleep(0.02)
+
+
+def _wait_for_miner(watched: Watched) -> None:
+    """Wait until a miner is at work; in phases it is there only while the ranks wait for it."""
+    deadline = time.monotonic() + _ATTEMPT_S
+    while time.monotonic() < deadline and watched.process.poll() is None:
+        if any("launch.miner" in _words(process) for process in watched.family()):
+            return
+        time.sleep(0.05)
 
 
 def _kill(watched: Watched, victim: str) -> list[psutil.Process]:
