@@ -21,7 +21,7 @@ from index_build.mine import KnownPositives, MiningReport, mine
 from index_build.ray_pool import EmbedPool
 from launch.config import RunConfig, load_config
 from train.engine import bfloat16_pays
-from train.refresh import RefreshRequest, failed_path
+from train.refresh import RefreshRequest, failed_path, request_paths
 from train.run_folder import RunFolder
 from train.stops import die_with_parent
 
@@ -93,7 +93,7 @@ class Miner:
         left out, and said to be.
         """
         published = set(published_versions(self._run.negatives))
-        paths = {int(path.stem[1:]): path for path in self._run.requests.glob("v*.json") if path.name.count(".") == 1}
+        paths = request_paths(self._run)
         if self._config.refresh.way == "async":
             waiting = sorted(version for version in paths if version > max(published, default=0))
             for version in set(waiting[:-1]) - self._left_out:

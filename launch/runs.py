@@ -19,7 +19,7 @@ from encoder.lora import add_lora
 from encoder.masked_lm import new_head, save_head
 from encoder.model import Encoder, EncoderSettings, scratch_encoder, with_settings
 from encoder.snapshot import load_encoder, save_snapshot
-from launch.beginnings import claim, clear_abandoned, release
+from launch.beginnings import claim, clear_abandoned, is_abandoned, release
 from launch.config import RunConfig, load_config, to_toml
 from train.boards import check_tensorboard
 from train.dev import DevSet
@@ -75,11 +75,10 @@ def prepare_run(config: RunConfig, *, resume: bool) -> RunFolder:
         return run
     if run.root.exists() and not run.root.is_dir():
         raise UserError(f"{run.root} is a file, wanted a folder for the run; choose another run.out")
-    if run.root.exists():
-        clear_abandoned(run)
-    if run.root.exists() and any(run.root.iterdir()):
+    abandoned = is_abandoned(run)
+    if not abandoned and run.root.exists() and any(run.root.iterdir()):
         raise UserError(f"{run.root} is not empty and holds no run; choose another run.out")
-    if resume:
+    if resume and not abandoned:
         raise UserError(f"{run.root} holds no run to resume; leave --resume out to start one")
     pairs, corpus = _check_data(config)
     encoder = build_encoder(config, corpus)
@@ -87,8 +86,10 @@ def prepare_run(config: RunConfig, *, resume: bool) -> RunFolder:
     if config.lora.rank:
         add_lora(copy.deepcopy(encoder), config.lora)  # for what it refuses; ranks add adapters themselves
     head = new_head(encoder, seed=config.run.seed) if config.adapt.on else None
-    run.logs.mkdir(parents=True, exist_ok=True)
+    if abandoned:
+        clear_abandoned(run)
     claim(run)
+    run.logs.mkdir(exist_ok=True)
     if head is not None:
         run.adapt_head.parent.mkdir()
         save_head(head, encoder, run.adapt_head)

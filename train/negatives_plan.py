@@ -18,8 +18,9 @@ from typing import NamedTuple
 from data_shards.atomic import drop_dir, read_json, write_json
 from data_shards.errors import UserError
 from data_shards.negatives import NegativesVersion, published_versions, version_dir
-from train.refresh import request_path
+from train.refresh import RefreshRequest, request_path, request_paths
 from train.run_folder import RunFolder
+from train.tracker import read_metrics
 
 _log = logging.getLogger(__name__)
 _LOOKED_AT = 2
@@ -128,6 +129,16 @@ class NegativesPlan:
                 f"{self._run.negatives}; copy it back, or start a new run with another run.out"
             )
         return NegativesVersion.open(self._run.negatives, use.version, self._dataset_id)
+
+
+def lived_to(run: RunFolder) -> int:
+    """Return how many steps earlier lives of a run have done, by what they left: lines of the log, and requests.
+
+    To be asked before the log is cut back to the step that the run goes on with.
+    """
+    logged = (row["step"] + 1 for row in read_metrics(run.metrics) if row["event"] == "step")
+    asked = (RefreshRequest.read(path).snapshot_step for path in request_paths(run).values())
+    return max((*logged, *asked), default=0)
 
 
 def set_aside(run: RunFolder, version: int, why: object) -> None:

@@ -56,6 +56,11 @@ def request_path(run: RunFolder, version: int) -> Path:
     return run.requests / f"v{version:06d}.json"
 
 
+def request_paths(run: RunFolder) -> dict[int, Path]:
+    """Return all requests by version."""
+    return {int(path.stem[1:]): path for path in run.requests.glob("v*.json") if path.name.count(".") == 1}
+
+
 def failed_path(run: RunFolder, version: int) -> Path:
     """Where the miner says why it could not make a version."""
     return run.requests / f"v{version:06d}.failed.json"

@@ -21,7 +21,7 @@ from train.cadence import Flatness
 from train.checkpoint import TrainState
 from train.collectives import barrier, max_over_ranks, rank, world_size
 from train.job import TrainJob
-from train.negatives_plan import NegativesPlan, Use, set_aside
+from train.negatives_plan import NegativesPlan, Use, lived_to, set_aside
 from train.refresh import RefreshFailedError, RefreshRequest, wait_for_version
 
 _log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Refresher:
         """Read what earlier lives of the run decided.
 
         Args:
-            job: what this rank is told.
+            job: what this rank is told. The log is still as the life before left it.
             order: its steps resolve durations.
             total: steps of the run.
             dataset_id: of the training pairs.
@@ -53,9 +53,13 @@ class Refresher:
         self._leaves = job.refresh.gives_back(cuda=device.type == "cuda", cluster=bool(job.ray_address))
         self.plan = NegativesPlan(job.run, dataset_id)
         self._warned = 0
+        # Behind a step lie what is read ahead, and the batch that is being made.
+        self._ahead = self._depth + 2
         self._arrivals: Arrivals | None = None
+        self._lived_to = 0
         if job.refresh.on and job.refresh.way == "async":
             self._arrivals = Arrivals(job.run, dataset_id, lead=rank() == 0, world=world_size())
+            self._lived_to = lived_to(job.run)
 
     @property
     def waits(self) -> bool:
@@ -69,8 +73,10 @@ class Refresher:
 
     def due(self, state: TrainState) -> bool:
         """Whether a refresh comes before the next step."""
-        # One that is still being mined has to show first what it teaches.
-        flat = Flatness(*state.flatness).flat and self.plan.newest == state.refreshes
+        # One that is still being mined has to show first what it teaches. Asked of the step before, since what a life
+        # that came further has taken says nothing here.
+        use = self.plan.begun(state.step - 1)
+        flat = Flatness(*state.flatness).flat and use is not None and use.version == state.refreshes
         return self._config.on and self._cadence.due(
             state.step, asked=state.refreshes, last=state.refresh_step, flat=flat
         )
@@ -142,14 +148,15 @@ class Refresher:
         """Return what travels in a step's sum, see `Arrivals`."""
         if self._arrivals is None:
             return (0.0,) * WORDS
-        return self._arrivals.say(self.plan.newest, state.refreshes)
+        # That a version was not in use yet is history as well, whenever it came.
+        new = state.step + 1 + self._ahead >= self._lived_to
+        return self._arrivals.say(self.plan.newest, state.refreshes if new else 0)
 
     def hear(self, step: int, said: Sequence[float]) -> None:
         """Take a version that all ranks have, from the first step on that nobody has made a batch for."""
         version = self._arrivals.hear(said) if self._arrivals else None
         if version is not None:
-            # Behind the step lie what is read ahead, and the batch that is being made.
-            self.plan.take(version, step + self._depth + 2, write=rank() == 0)
+            self.plan.take(version, step + self._ahead, write=rank() == 0)
 
     def begins(self, step: int) -> Use | None:
         """Return the use that begins with a step, if one does."""

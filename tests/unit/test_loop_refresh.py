@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_shards.atomic import read_json
+from data_shards.atomic import read_json, write_json
 from data_shards.negatives import version_dir
 from data_shards.reader import PairDataset
 from launch.config import load_config, to_toml
@@ -78,6 +78,31 @@ def test_a_resumed_run_takes_what_was_decided_before(beside: RunFolder, tmp_path
     assert values(back, "step", "negatives_version") == values(beside, "step", "negatives_version")
 
 
+@pytest.mark.parametrize("reached", [9, LONG])
+def test_a_version_that_came_too_late_for_a_step_stays_too_late_for_it(
+    beside: RunFolder, prepared: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reached: int
+) -> None:
+    """Invariant 3, *resume is exact*: a resume takes no version at a step that was done without it."""
+    shutil.rmtree(version_dir(beside.negatives, 1))
+    back = copied(beside, tmp_path / "back")
+    assert train(load_job(beside)) == 0
+    with monkeypatch.context() as patch:
+        if reached < LONG:
+            stop_after(patch, back, reached)
+        assert train(load_job(back)) == (EXIT_STOPPED if reached < LONG else 0)
+    publish(back, PairDataset(prepared.root.parent / "pairs"))
+    back.done.unlink(missing_ok=True)
+    shutil.rmtree(back.final, ignore_errors=True)
+    for path in back.checkpoints.glob("step-*"):
+        if path.name > "step-0000003":
+            shutil.rmtree(path)
+    assert train(load_job(back)) == 0
+    assert values(back, "step", "loss")[:reached] == values(beside, "step", "loss")[:reached]
+    assert set(values(back, "step", "negatives_version")[:reached]) == {0}
+    uses = back.negatives / "uses.json"
+    assert not uses.exists() or read_json(uses)[0]["from_step"] >= reached
+
+
 def test_without_a_version_training_goes_on_until_its_age_is_too_high(beside: RunFolder) -> None:
     shutil.rmtree(version_dir(beside.negatives, 1))
     whole = copied(beside, beside.root.parent / "whole")
@@ -144,6 +169,30 @@ def test_a_flat_loss_over_hard_negatives_asks_sooner(beside: RunFolder) -> None:
     second = RefreshRequest.read(request_path(run, 2))
     assert second.snapshot_step == use + 4 < 12
     assert run.snapshot(second.snapshot_step).exists()
+
+
+def test_a_resume_asks_at_the_same_flat_step_whatever_came_later(beside: RunFolder) -> None:
+    run = configured(
+        beside,
+        "--refresh.every_steps=10",
+        "--refresh.flat_steps=2",
+        "--refresh.flat_gain=0.99",
+    )
+    assert train(load_job(run)) == 0
+    asked = RefreshRequest.read(request_path(run, 2))
+    assert asked.snapshot_step < 12
+    # As a life that came further would have left it: the second version in use from the last step on.
+    second = shutil.copytree(version_dir(run.negatives, 1), version_dir(run.negatives, 2))
+    write_json(second / "manifest.json", {**read_json(second / "manifest.json"), "version": 2})
+    uses = read_json(run.negatives / "uses.json")
+    write_json(run.negatives / "uses.json", [*uses, {"from_step": LONG - 1, "version": 2}])
+    request_path(run, 2).unlink()
+    run.done.unlink()
+    for path in [run.final, *run.checkpoints.glob("step-*")]:
+        if path.name > "step-0000003" or path == run.final:
+            shutil.rmtree(path)
+    assert train(load_job(run)) == 0
+    assert RefreshRequest.read(request_path(run, 2)) == asked
 
 
 def test_the_count_of_a_flat_loss_survives_a_stop(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -292,16 +292,38 @@ def cut_off(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     return run
 
 
+@pytest.mark.parametrize("resume", [False, True])
 def test_a_run_that_was_cut_off_before_it_began_begins_anew(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, resume: bool
 ) -> None:
     """A job that is killed while it makes the folder, and queued again, must not need a person."""
     run = cut_off(config, monkeypatch)
     (run.logs / "old.log").touch()
-    assert prepare_run(config, resume=False).identity.exists()
+    assert prepare_run(config, resume=resume).identity.exists()
     assert "was cut off before it began; it begins anew" in caplog.text
     assert sorted(path.name for path in run.root.iterdir()) == ["config.toml", "logs", "run.json", "snapshots"]
     assert not list(run.logs.iterdir())
+
+
+@pytest.mark.parametrize("name", [".tmp-1-00c0ffee-starting.json", "quarantine/start.jsonl"])
+def test_one_that_was_cut_off_before_it_said_who_it_is_begins_anew(config: RunConfig, name: str) -> None:
+    left = Path(config.run.out) / name
+    left.parent.mkdir(parents=True)
+    left.touch()
+    assert prepare_run(config, resume=False).identity.exists()
+    assert left.exists() == name.startswith("quarantine"), "what was found damaged stays written down"
+
+
+def test_one_that_was_cut_off_is_kept_until_it_can_begin_anew(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder may hold the only config that there is."""
+    run = cut_off(config, monkeypatch)
+    run.config.write_text("the only one")
+    refuse(change(config, "--data.pairs=nowhere"), "nowhere", resume=True)
+    assert run.config.read_text() == "the only one"
+    assert run.initial.exists()
+    assert prepare_run(config, resume=True).identity.exists()
 
 
 def test_one_that_is_being_made_is_left_alone(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
