@@ -1,6 +1,7 @@
 """Which negatives version each step uses: decided once, written down before it is used, and replayed by every resume.
 
     RUN/negatives/uses.json     [{"from_step": 160, "version": 3}, …]
+    RUN/negatives/lived.json    {"steps": 184}: so many steps were done beside the miner, with what is written there
 
 In `phased` the decisions follow from the cadence alone. In `async` they follow from when a version arrived, which no
 second run would repeat: so a run that resumes takes what is written here, and decides only what comes after.
@@ -18,6 +19,7 @@ from typing import NamedTuple
 from data_shards.atomic import drop_dir, read_json, write_json
 from data_shards.errors import UserError
 from data_shards.negatives import NegativesVersion, published_versions, version_dir
+from train.collectives import rank
 from train.refresh import RefreshRequest, request_path, request_paths
 from train.run_folder import RunFolder
 from train.tracker import read_metrics
@@ -134,11 +136,17 @@ class NegativesPlan:
 def lived_to(run: RunFolder) -> int:
     """Return how many steps earlier lives of a run have done, by what they left: lines of the log, and requests.
 
-    To be asked before the log is cut back to the step that the run goes on with.
+    To be asked before the log is cut back to the step that the run goes on with. The first rank writes it down, since
+    the next life may be cut off before it has come that far.
     """
+    path = run.negatives / "lived.json"
     logged = (row["step"] + 1 for row in read_metrics(run.metrics) if row["event"] == "step")
-    asked = (RefreshRequest.read(path).snapshot_step for path in request_paths(run).values())
-    return max((*logged, *asked), default=0)
+    asked = (RefreshRequest.read(place).snapshot_step for place in request_paths(run).values())
+    before = read_json(path)["steps"] if path.exists() else 0
+    steps = max((before, *logged, *asked))
+    if steps > before and rank() == 0:
+        write_json(path, {"steps": steps})
+    return int(steps)
 
 
 def set_aside(run: RunFolder, version: int, why: object) -> None:

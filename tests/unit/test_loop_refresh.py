@@ -96,6 +96,10 @@ def test_a_version_that_came_too_late_for_a_step_stays_too_late_for_it(
     for path in back.checkpoints.glob("step-*"):
         if path.name > "step-0000003":
             shutil.rmtree(path)
+    with monkeypatch.context() as patch:  # a life that is cut off sooner than the one before
+        stop_after(patch, back, 5)
+        assert train(load_job(back)) == EXIT_STOPPED
+    request_path(back, 1).unlink()
     assert train(load_job(back)) == 0
     assert values(back, "step", "loss")[:reached] == values(beside, "step", "loss")[:reached]
     assert set(values(back, "step", "negatives_version")[:reached]) == {0}
