@@ -23,6 +23,7 @@ from launch.serving.measures import Measures
 from launch.serving.page import page_headers, search_page
 
 _log = logging.getLogger(__name__)
+_DRAINED_BYTES = 16 << 20
 _PATHS = ("/", "/search", "/healthz", "/metrics")
 
 
@@ -103,7 +104,11 @@ class Service:
 
     async def _post(self, request: Request) -> dict[str, Any]:
         check_token(self._settings.token, request.headers)
-        self._settings.limits.check_size(request.headers)
+        try:
+            self._settings.limits.check_size(request.headers)
+        except RefusedError:
+            await _drain(request)
+            raise
         texts, k, one = _read_search(await request.body())
         found = await self._answer(texts, k)
         return {**found, "hits": found["hits"][0]} if one else found
@@ -129,6 +134,15 @@ class Service:
         needs_token = self._settings.token is not None
         nonce, text = search_page(self._hot.searcher, needs_token=needs_token, most=self._settings.limits.k)
         return HTMLResponse(text, headers=page_headers(nonce))
+
+
+async def _drain(request: Request) -> None:
+    """Let a client send what is refused, within reason: one that is cut off while it sends never reads why."""
+    seen = 0
+    async for chunk in request.stream():
+        seen += len(chunk)
+        if seen > _DRAINED_BYTES:
+            return
 
 
 async def _refused(request: Request, error: Exception) -> Response:
