@@ -76,7 +76,7 @@ class Refresher:
         # One that is still being mined has to show first what it teaches. Asked of the step before, since what a life
         # that came further has taken says nothing here.
         use = self.plan.begun(state.step - 1)
-        flat = Flatness(*state.flatness).flat and use is not None and use.version == state.refreshes
+        flat = Flatness(*state.flatness).flat and (use.version if use is not None else 0) == state.refreshes
         return self._config.on and self._cadence.due(
             state.step, asked=state.refreshes, last=state.refresh_step, flat=flat
         )

@@ -44,9 +44,9 @@ class Watched:
 
         wait_for(over)
 
-    def wait(self, seconds: float = _LIMIT_S) -> tuple[int, str]:
+    def wait(self) -> tuple[int, str]:
         """Return exit code and output."""
-        output, _ = self.process.communicate(timeout=seconds)
+        output, _ = self.process.communicate(timeout=_LIMIT_S)
         return self.process.returncode, output
 
     def family(self) -> list[psutil.Process]:
